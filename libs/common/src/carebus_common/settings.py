@@ -1,0 +1,60 @@
+"""What every service is configured with, from `CAREBUS_*` environment variables or files.
+
+A secret may be given as a file: with `CAREBUS_SECRETS_DIR=/run/secrets`, `/run/secrets/carebus_mongo_url` is
+read where `CAREBUS_MONGO_URL` is absent.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+__all__ = ["HttpSettings", "KafkaSettings", "MongoSettings", "RedisSettings", "TokenSettings"]
+
+
+class _Carebus(BaseSettings):
+    model_config = SettingsConfigDict(
+        env_prefix="CAREBUS_", secrets_dir=os.environ.get("CAREBUS_SECRETS_DIR"), frozen=True, extra="ignore"
+    )
+
+
+class HttpSettings(_Carebus):
+    """Where a service listens and what it refuses before reading on."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(ge=0, le=65535)
+    management_port: int = Field(default=0, ge=0, le=65535, description="Metrics; 0 picks a free port.")
+    log_format: Literal["json", "console"] = "json"
+    # 16 KiB holds a token with many roles several times over and is what common proxies allow in all.
+    max_header_bytes: int = 16 * 1024
+    max_body_bytes: int = 1024 * 1024
+    body_timeout: timedelta = timedelta(seconds=20)
+    shutdown_timeout: timedelta = timedelta(seconds=8)
+
+
+class KafkaSettings(_Carebus):
+    kafka_bootstrap: str = "127.0.0.1:9092"
+
+
+class MongoSettings(_Carebus):
+    mongo_url: str = "mongodb://127.0.0.1:27017/?replicaSet=rs0"
+    # How long an operation may look for a server before the store counts as away.
+    mongo_server_selection_timeout: timedelta = timedelta(seconds=3)
+
+
+class RedisSettings(_Carebus):
+    redis_url: str = "redis://127.0.0.1:6379/0"
+
+
+class TokenSettings(_Carebus):
+    """How tokens are verified; each service does it for itself."""
+
+    jwks: str = Field(description="A JWKS document: a file path or an http(s) URL.")
+    token_issuer: str = "carebus"  # noqa: S105
+    token_audience: str = "carebus"  # noqa: S105
+    token_types: frozenset[str] = frozenset({"at+jwt", "jwt"})
+    token_leeway: timedelta = timedelta(seconds=5)
