@@ -1,0 +1,145 @@
+"""The two shapes of every answer, and the one place where errors become responses.
+
+{"data": …}                                      one thing
+{"data": […], "page": {"next": cursor | null}}   a list
+{"error": {"code", "message", "details": [{"path", "rule"}], "requestId"}}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from http import HTTPStatus
+from typing import Any, Final, Generic, TypeAlias, TypeVar
+
+import msgspec
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.types import Send
+
+from carebus_common.errors import CarebusError
+
+__all__ = [
+    "Data",
+    "Error",
+    "ErrorBody",
+    "Header",
+    "Internal",
+    "Page",
+    "PageInfo",
+    "Problem",
+    "Response",
+    "error_response",
+    "json_response",
+    "send_response",
+]
+
+T = TypeVar("T")
+Header: TypeAlias = tuple[bytes, bytes]
+Response: TypeAlias = tuple[int, list[Header], bytes]
+
+# Answers carry patient data: nobody on the way may keep or guess at them.
+PROTECTIVE_HEADERS: Final[tuple[Header, ...]] = (
+    (b"cache-control", b"no-store"),
+    (b"x-content-type-options", b"nosniff"),
+)
+
+
+class Data(BaseModel, Generic[T]):
+    """One thing: `{"data": …}`."""
+
+    data: T
+
+
+class PageInfo(BaseModel):
+    """Where the list goes on: pass `next` as `cursor`; null at the end."""
+
+    next: str | None = None
+
+
+class Page(BaseModel, Generic[T]):
+    """A list: `{"data": […], "page": {"next": …}}`."""
+
+    data: Sequence[T]
+    page: PageInfo = PageInfo()
+
+
+class Problem(BaseModel):
+    """One offending field: where it is, and the rule it breaks; never its value."""
+
+    model_config = ConfigDict(extra="allow")
+
+    path: str
+    rule: str
+
+
+class ErrorBody(BaseModel):
+    code: str = Field(description="Stable slug, safe to switch on.")
+    message: str
+    details: list[Problem] = Field(default_factory=list)
+    request_id: str = Field(alias="requestId")
+
+
+class Error(BaseModel):
+    """Any refusal: `{"error": …}`."""
+
+    error: ErrorBody
+
+
+class Internal(CarebusError):
+    """A bug of ours: says nothing of itself, the log has it under the request id."""
+
+    status = 500
+    code = "internal"
+
+    def __init__(self) -> None:
+        super().__init__("Something went wrong on our side; quote the request id when you report it.")
+
+
+def error_response(error: CarebusError, request_id: str) -> Response:
+    """Status, headers and body of a refusal, ready to send."""
+    body = msgspec.json.encode(
+        {
+            "error": {
+                "code": error.code,
+                "message": error.message,
+                "details": error.details,
+                "requestId": request_id,
+            }
+        }
+    )
+    headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in error.headers.items()]
+    return json_response(error.status, body, request_id, headers)
+
+
+def json_response(status: int, body: bytes, request_id: str, headers: Iterable[Header] = ()) -> Response:
+    """An answer with a ready-made JSON body, its request id and the protective headers."""
+    return (
+        status,
+        [
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(body)),
+            (b"x-request-id", request_id.encode("latin-1")),
+            *PROTECTIVE_HEADERS,
+            *headers,
+        ],
+        body,
+    )
+
+
+async def send_response(send: Send, response: Response) -> None:
+    """Send a whole answer; the server drops the body of an answer to HEAD."""
+    status, headers, body = response
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def slug_of(status: int) -> str:
+    """The code of a status that has no class in the tree: its standard phrase as a slug."""
+    try:
+        return HTTPStatus(status).phrase.lower().replace(" ", "-")
+    except ValueError:
+        return "error"
+
+
+def details(problems: Iterable[tuple[str, str]]) -> list[dict[str, Any]]:
+    """Error details from (path, rule) pairs."""
+    return [{"path": path, "rule": rule} for path, rule in problems]
