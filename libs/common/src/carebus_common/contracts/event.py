@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any, Final
 from uuid import UUID, uuid5
 
@@ -48,6 +48,15 @@ def _rfc3339(value: Any) -> Any:
     return value
 
 
+def _within_utc(value: datetime) -> datetime:
+    """Refuse what leaves the years 1 to 9999 in UTC, such as 0001-01-01T00:00:00+14:00: no store can keep it."""
+    try:
+        value.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("must lie within the years 1 to 9999 in UTC") from None
+    return value
+
+
 def _uuid(value: Any) -> Any:
     if isinstance(value, UUID):
         return value
@@ -64,7 +73,7 @@ def _encodable(value: str) -> str:
     return value
 
 
-Timestamp = Annotated[AwareDatetime, BeforeValidator(_rfc3339)]
+Timestamp = Annotated[AwareDatetime, BeforeValidator(_rfc3339), AfterValidator(_within_utc)]
 EventId = Annotated[UUID, BeforeValidator(_uuid)]
 PatientId = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_encodable)]
 EventType = Annotated[str, Field(min_length=1, max_length=64, pattern=EVENT_TYPE_PATTERN)]
