@@ -1,0 +1,1 @@
+"""A Synthea export (CSV) as medical events: read, map, put in time order."""
