@@ -43,7 +43,7 @@ def main() -> None:
     for path, document in DOCUMENTS.items():
         (ROOT / path).parent.mkdir(parents=True, exist_ok=True)
         (ROOT / path).write_text(document())
-        print(path)
+        print(path)  # noqa: T201
 
 
 if __name__ == "__main__":
