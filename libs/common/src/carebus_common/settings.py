@@ -10,10 +10,10 @@ import os
 from datetime import timedelta
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-__all__ = ["HttpSettings", "KafkaSettings", "MongoSettings", "RedisSettings", "TokenSettings"]
+__all__ = ["HttpSettings", "KafkaSettings", "LogSettings", "MongoSettings", "RedisSettings", "TokenSettings"]
 
 
 class _Carebus(BaseSettings):
@@ -22,18 +22,29 @@ class _Carebus(BaseSettings):
     )
 
 
-class HttpSettings(_Carebus):
+class LogSettings(_Carebus):
+    """How a process logs."""
+
+    log_format: Literal["json", "console"] = "json"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_hash_key: SecretStr | None = Field(
+        default=None, description="Keys the hashes of patient ids in logs; give all processes the same."
+    )
+
+
+class HttpSettings(LogSettings):
     """Where a service listens and what it refuses before reading on."""
 
     host: str = "127.0.0.1"
     port: int = Field(ge=0, le=65535)
     management_port: int = Field(default=0, ge=0, le=65535, description="Metrics; 0 picks a free port.")
-    log_format: Literal["json", "console"] = "json"
     # 16 KiB holds a token with many roles several times over and is what common proxies allow in all.
     max_header_bytes: int = 16 * 1024
     max_body_bytes: int = 1024 * 1024
     body_timeout: timedelta = timedelta(seconds=20)
     shutdown_timeout: timedelta = timedelta(seconds=8)
+    # Without it cursors are sealed with a key anybody can derive: they grant nothing, every query filters anyway.
+    cursor_key: SecretStr | None = Field(default=None, description="Seals cursors; give all replicas the same.")
 
 
 class KafkaSettings(_Carebus):

@@ -7,7 +7,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
@@ -29,10 +30,28 @@ __all__ = [
     "Response",
     "error_response",
     "json_response",
+    "path_of",
+    "problems_of",
+    "refusal",
     "send_response",
 ]
 
 T = TypeVar("T")
+
+_PLAIN_NAME: Final = re.compile(r"[A-Za-z0-9_.\[\]$-]{1,64}")
+# Pydantic's messages that repeat some of the input, or the text of an error that may.
+_QUOTING: Final = frozenset(
+    {
+        "date_from_datetime_parsing",
+        "get_attribute_error",
+        "json_invalid",
+        "union_tag_invalid",
+        "url_parsing",
+        "url_syntax_violation",
+        "uuid_parsing",
+    }
+)
+
 Header: TypeAlias = tuple[bytes, bytes]
 Response: TypeAlias = tuple[int, list[Header], bytes]
 
@@ -132,14 +151,37 @@ async def send_response(send: Send, response: Response) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-def slug_of(status: int) -> str:
-    """The code of a status that has no class in the tree: its standard phrase as a slug."""
-    try:
-        return HTTPStatus(status).phrase.lower().replace(" ", "-")
-    except ValueError:
-        return "error"
+def refusal(status: int, headers: Mapping[str, str] | None = None) -> CarebusError:
+    """A refusal for a status that came without an error of the tree: code and message are the standard phrase."""
+    phrase = HTTPStatus(status).phrase
+    kind = type("Refusal", (CarebusError,), {"status": status, "code": phrase.lower().replace(" ", "-")})
+    error: CarebusError = kind(f"{phrase}.", headers=headers)
+    return error
 
 
-def details(problems: Iterable[tuple[str, str]]) -> list[dict[str, Any]]:
-    """Error details from (path, rule) pairs."""
-    return [{"path": path, "rule": rule} for path, rule in problems]
+def problems_of(errors: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Details for pydantic's errors: `{path, rule}` each, such as `items[3].patientId`; never a value."""
+    return [{"path": path_of(error["loc"]), "rule": _rule_of(error)} for error in errors]
+
+
+def path_of(location: Iterable[str | int]) -> str:
+    """A location as text. A name that is no plain identifier is the sender's own text and shows as `?`."""
+    path = ""
+    for part in location:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        else:
+            path += f".{part if _PLAIN_NAME.fullmatch(part) else '?'}"
+    return path.removeprefix(".").removeprefix("body.").removeprefix("query.").removeprefix("path.")
+
+
+def _rule_of(error: Mapping[str, Any]) -> str:
+    """Pydantic's sentence where it speaks of the rule alone; where it may quote the value, the rule's name."""
+    kind: str = error["type"]
+    if kind in ("value_error", "assertion_error"):
+        return str(error["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    if kind == "extra_forbidden":
+        return "unknown name"
+    if kind in _QUOTING:
+        return kind.replace("_", " ")
+    return str(error["msg"])

@@ -11,10 +11,11 @@ from typing import Final
 from urllib.parse import quote, unquote_to_bytes
 
 from starlette.convertors import Convertor, register_url_convertor
+from starlette.types import Scope
 
 from carebus_common.errors import InvalidRequest
 
-__all__ = ["encode_segment", "percent_decode"]
+__all__ = ["encode_segment", "percent_decode", "raw_path_of"]
 
 _PERCENT: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
@@ -34,6 +35,14 @@ def percent_decode(text: str) -> str:
 def encode_segment(value: str) -> str:
     """A value as one path segment: everything but unreserved characters percent-encoded."""
     return quote(value, safe="")
+
+
+def raw_path_of(scope: Scope) -> str:
+    """The path as it was sent, undecoded. Raises InvalidRequest if it is not ASCII."""
+    try:
+        return (scope.get("raw_path") or quote(scope["path"]).encode()).decode("ascii")
+    except UnicodeDecodeError:
+        raise InvalidRequest("Malformed path.", details=[{"path": "path", "rule": "ASCII characters"}]) from None
 
 
 class _Segment(Convertor[str]):

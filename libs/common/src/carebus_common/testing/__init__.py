@@ -1,0 +1,1 @@
+"""What ships beside the real things for tests: fakes and helpers."""
