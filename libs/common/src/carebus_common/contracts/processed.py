@@ -1,7 +1,7 @@
 """The processed event: what `medical.events.processed.v1` carries, keyed by the patientId's UTF-8 bytes.
 
-It repeats the event and adds what the processor made of it. `message_id` equals the event's id: a consumer
-that sees the same id twice (a re-emission after a crash) has seen the same message twice.
+It repeats the event and adds what the processor made of it. It keeps the event's id: a consumer that sees the
+same id twice (a re-emission after a crash) has seen the same message twice.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
 
 from carebus_common.contracts.event import MedicalEvent
@@ -54,7 +54,6 @@ class Processing(_Wire):
     late: bool = False
     flags: tuple[Flag, ...] = ()
     processed_at: datetime
-    duration_ms: float = Field(description="Time in the handler, milliseconds.")
 
 
 class ProcessedEvent(MedicalEvent):

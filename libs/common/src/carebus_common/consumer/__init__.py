@@ -1,0 +1,24 @@
+"""The ordered, exactly-once consumer runtime: what architecture calls "what a consumer promises"."""
+
+from carebus_common.consumer.change import Change, Delivery, Handler, PatientEvent, Position, State
+from carebus_common.consumer.errors import ConsumerError, DeadLetter, PauseConsumption, RetryLater
+from carebus_common.consumer.runtime import Limits, OrderedConsumer, Status, Subscription
+from carebus_common.consumer.store import Store
+
+__all__ = [
+    "Change",
+    "ConsumerError",
+    "DeadLetter",
+    "Delivery",
+    "Handler",
+    "Limits",
+    "OrderedConsumer",
+    "PatientEvent",
+    "PauseConsumption",
+    "Position",
+    "RetryLater",
+    "State",
+    "Status",
+    "Store",
+    "Subscription",
+]

@@ -1,0 +1,150 @@
+"""One lane a patient: its records in the order of the log, and at most one of them being worked on."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import Enum, auto
+from typing import Any, Generic, TypeVar
+
+from carebus_common.consumer.change import Change, PatientEvent, Position
+
+__all__ = ["Handled", "Lane", "LaneKey", "Lanes", "PatientRow", "Record"]
+
+E = TypeVar("E", bound=PatientEvent)
+
+# Partition, organization and patient: two organizations may use the same patientId, and one must not hold up
+# the other; a patient is on one partition unless their number was changed.
+LaneKey = tuple[int, str, bytes]
+
+
+@dataclass(slots=True, eq=False)
+class Record(Generic[E]):
+    """One Kafka record, decoded; `event` is None where that failed (`problem` says why)."""
+
+    position: Position
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes], ...]
+    timestamp: int
+    event: E | None
+    inbox_id: str
+    content_hash: bytes
+    problem: Exception | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PatientRow:
+    """A patient's row as read: the fence. `position` is the record last applied to it, None before any."""
+
+    position: Position | None
+    parked: bool
+    state: dict[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Handled(Generic[E]):
+    """What a handler made of a record: its change or what it raised, given the row it saw."""
+
+    record: Record[E]
+    seen: PatientRow
+    result: Change | Exception
+    started: datetime
+    duration_ms: float
+
+
+class Progress(Enum):
+    WAITING = auto()  # has records, or none; nobody works on it
+    BUSY = auto()  # its records are in a batch
+    HANDLING = auto()  # its first record's coroutine handler runs
+    STOPPED = auto()  # its first record failed: nothing of it moves
+
+
+@dataclass(slots=True, eq=False)
+class Lane(Generic[E]):
+    key: LaneKey
+    records: deque[Record[E]] = field(default_factory=deque)
+    progress: Progress = Progress.WAITING
+    # None until it is read; kept between batches so that a busy patient is not read again for each.
+    row: PatientRow | None = None
+    # Set once the first record's coroutine handler has ended.
+    handled: Handled[E] | None = None
+    revoked: bool = False
+
+
+class Lanes(Generic[E]):
+    """All lanes of the owned partitions; the ready ones in the order in which they became ready."""
+
+    def __init__(self, *, idle_limit: int) -> None:
+        self._lanes: OrderedDict[LaneKey, Lane[E]] = OrderedDict()
+        self._ready: OrderedDict[LaneKey, Lane[E]] = OrderedDict()
+        self._idle: OrderedDict[LaneKey, None] = OrderedDict()
+        self._idle_limit = idle_limit
+
+    def append(self, key: LaneKey, record: Record[E]) -> None:
+        lane = self._lanes.get(key)
+        if lane is None:
+            lane = self._lanes[key] = Lane(key)
+        lane.records.append(record)
+        if lane.progress is Progress.WAITING:
+            self._idle.pop(key, None)
+            self._ready[key] = lane
+
+    def take(self, max_records: int) -> dict[Lane[E], int]:
+        """Make ready lanes busy and tell how many records of each are due; `max_records` in all.
+
+        A lane gives at most an even share while others wait, so that one patient's flood shares a batch.
+        """
+        taken: dict[Lane[E], int] = {}
+        left = max_records
+        share = max(1, max_records // max(1, len(self._ready)))
+        while self._ready and left > 0:
+            key, lane = self._ready.popitem(last=False)
+            due = min(len(lane.records), left, max(share, 16))
+            lane.progress = Progress.BUSY
+            taken[lane] = due
+            left -= due
+            self._idle.pop(key, None)
+        return taken
+
+    def handling(self, lane: Lane[E]) -> None:
+        lane.progress = Progress.HANDLING
+
+    def stop(self, lane: Lane[E]) -> None:
+        lane.progress = Progress.STOPPED
+
+    def release(self, lane: Lane[E]) -> None:
+        """Let a busy lane wait again: ready if it has records, else idle with its row kept for a while."""
+        if lane.revoked or self._lanes.get(lane.key) is not lane:
+            return
+        lane.progress = Progress.WAITING
+        if lane.records:
+            self._ready[lane.key] = lane
+            return
+        self._idle[lane.key] = None
+        while len(self._idle) > self._idle_limit:
+            old, _ = self._idle.popitem(last=False)
+            del self._lanes[old]
+
+    def revoke(self, partitions: Iterable[int]) -> list[Lane[E]]:
+        """Forget the lanes of these partitions and return them; whoever works on one sees `revoked`."""
+        gone = set(partitions)
+        lanes = [lane for lane in self._lanes.values() if lane.key[0] in gone]
+        for lane in lanes:
+            lane.revoked = True
+            del self._lanes[lane.key]
+            self._ready.pop(lane.key, None)
+            self._idle.pop(lane.key, None)
+        return lanes
+
+    def stopped(self) -> Iterator[Lane[E]]:
+        return (lane for lane in self._lanes.values() if lane.progress is Progress.STOPPED)
+
+    @property
+    def any_ready(self) -> bool:
+        return bool(self._ready)
+
+    def __len__(self) -> int:
+        return len(self._lanes)

@@ -1,0 +1,471 @@
+"""The ordered consumer: every event once, a patient's events in the order of the log, patients in parallel.
+
+    records ──accept──▶ lanes ──plan──▶ one transaction ──▶ emitter ──▶ low-water mark ──▶ committed offset
+
+Records wait in one lane a patient. A batch takes the lanes that are ready, plans them (`plan.py`), writes the
+plan in one transaction (`store.py`), publishes the messages (`emitter.py`), and only then lets the partition's
+committed offset pass. Up to `concurrent_batches` are under way, over different patients; a handler that is a
+coroutine leaves its batch, and only its own patient waits for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from hashlib import blake2b
+from time import monotonic, perf_counter
+from typing import Any, Generic, TypeVar
+
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
+from aiokafka.errors import KafkaConnectionError, KafkaError
+
+from carebus_common import metrics
+from carebus_common.consumer.change import Handler, PatientEvent, Position
+from carebus_common.consumer.emitter import Emitter, Publishes
+from carebus_common.consumer.errors import PauseConsumption, Undecodable
+from carebus_common.consumer.lanes import Handled, Lane, Lanes, Progress, Record
+from carebus_common.consumer.plan import Fate, Plan, Planner, Settled, Slow
+from carebus_common.consumer.store import BatchRefused, Moved, Store
+from carebus_common.consumer.watermark import LowWaterMark, WentBackwards
+from carebus_common.logging import get_logger, patient_hash
+
+__all__ = ["Limits", "OrderedConsumer", "Status", "Subscription"]
+
+E = TypeVar("E", bound=PatientEvent)
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription(Generic[E]):
+    """What a service consumes and what it does with it.
+
+    `decode` turns a record's value into the event and raises any exception if it cannot. `content` gives the
+    bytes that two copies of one event have in common; another payload under the same eventId is a conflict.
+    """
+
+    topic: str
+    group: str
+    decode: Callable[[bytes], E]
+    handler: Handler[E]
+    content: Callable[[E], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of one consumer."""
+
+    batch_records: int = 1000
+    concurrent_batches: int = 2
+    in_flight_records: int = 20_000
+    in_flight_bytes: int = 64 * 1024 * 1024
+    commit_interval: timedelta = timedelta(milliseconds=200)
+    # Well below the group's session timeout: heartbeats stop while a revocation is handled.
+    drain_timeout: timedelta = timedelta(seconds=5)
+    store_retry: timedelta = timedelta(milliseconds=500)
+    # Ids of events that this process saw take effect: a hint that saves a transaction, never a decision.
+    remembered_ids: int = 100_000
+    idle_patients: int = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What health and operations show: counts only."""
+
+    partitions: tuple[int, ...]
+    in_flight: int
+    stopped_patients: int
+    store_away: bool
+    broker_away: bool
+    paused: bool
+
+
+@dataclass(slots=True)
+class _Recent:
+    """The newest inbox ids, bounded."""
+
+    size: int
+    ids: OrderedDict[str, None] = field(default_factory=OrderedDict)
+
+    def add(self, inbox_id: str) -> None:
+        self.ids[inbox_id] = None
+        if len(self.ids) > self.size:
+            self.ids.popitem(last=False)
+
+
+class OrderedConsumer(ConsumerRebalanceListener, Generic[E]):  # type: ignore[misc]
+    """One subscription's runtime; also the rebalance listener of its Kafka consumer.
+
+    `run` works until cancelled; `accept` takes records and returns at once; `drain` finishes what is under way.
+    """
+
+    def __init__(
+        self, subscription: Subscription[E], store: Store, publisher: Publishes, *, limits: Limits | None = None
+    ) -> None:
+        self.subscription = subscription
+        self._limits = limits or Limits()
+        self._store = store
+        self._planner = Planner(store, subscription.handler)
+        self._emitter: Emitter[E] = Emitter(publisher, self._published)
+        self._lanes: Lanes[E] = Lanes(idle_limit=self._limits.idle_patients)
+        self._marks: dict[int, LowWaterMark] = {}
+        self._recent = _Recent(self._limits.remembered_ids)
+        self._slots = asyncio.Semaphore(self._limits.concurrent_batches)
+        self._batches: set[asyncio.Task[None]] = set()
+        self._slow: dict[asyncio.Task[None], Lane[E]] = {}
+        self._wake = asyncio.Event()
+        self._draining = False
+        self._tasks: asyncio.TaskGroup | None = None
+        self._consumer: AIOKafkaConsumer | None = None
+        self._in_flight_bytes = 0
+        self._store_away = False
+        self._paused = False
+        self._broken: WentBackwards | None = None
+        group = subscription.group
+        self._in_flight_gauge = metrics.IN_FLIGHT.labels(group)
+        self._stopped_gauge = metrics.STOPPED_PATIENTS.labels(group)
+
+    # --- records in ---------------------------------------------------------------------------------------------
+
+    def attach(self, consumer: AIOKafkaConsumer) -> None:
+        """Give the runtime the Kafka consumer that fetches for it, to pause it and to commit through it."""
+        self._consumer = consumer
+
+    def accept(self, records: Iterable[ConsumerRecord]) -> None:
+        """Queue fetched records in the lanes of their patients."""
+        for raw in records:
+            mark = self._marks.get(raw.partition)
+            if mark is None:
+                continue  # revoked between the fetch and now: its new owner gets it
+            try:
+                mark.take(raw.offset)
+            except WentBackwards as error:
+                self._broken = error  # `run` raises it: here FastStream would only log it
+                break
+            record, organization_id = self._decode(raw)
+            self._in_flight_bytes += len(record.value or b"")
+            self._lanes.append((raw.partition, organization_id, record.key or b""), record)
+        self._throttle()
+        self._wake.set()
+
+    def _decode(self, raw: ConsumerRecord) -> tuple[Record[E], str]:
+        position = Position(raw.topic, raw.partition, raw.offset)
+        headers = tuple(raw.headers)
+        event: E | None = None
+        problem: Exception | None = None
+        try:
+            event = self.subscription.decode(raw.value)
+            _check_key(raw.key, event)
+            organization_id, inbox_id = event.organization_id, f"{event.organization_id}/{event.event_id}"
+            content_hash = blake2b(self.subscription.content(event), digest_size=16).digest()
+        except Exception as error:
+            event, inbox_id, content_hash = None, "", b""
+            problem = error if isinstance(error, Undecodable) else Undecodable(type(error).__name__)
+            named = [value for name, value in headers if name == "organizationId"]
+            organization_id = named[0].decode(errors="replace") if named else ""
+        return (
+            Record(position, raw.key, raw.value, headers, raw.timestamp, event, inbox_id, content_hash, problem),
+            organization_id,
+        )
+
+    def _throttle(self) -> None:
+        """Stop or go on fetching, by what is in flight; the group membership goes on either way."""
+        if self._consumer is None:
+            return
+        in_flight = sum(mark.in_flight for mark in self._marks.values())
+        self._in_flight_gauge.set(in_flight)
+        full = in_flight >= self._limits.in_flight_records or self._in_flight_bytes >= self._limits.in_flight_bytes
+        low = (
+            in_flight < 0.8 * self._limits.in_flight_records
+            and self._in_flight_bytes < 0.8 * self._limits.in_flight_bytes
+        )
+        if full or (self._paused and not low):
+            self._consumer.pause(*self._consumer.assignment())
+            self._paused = True
+        elif self._paused:
+            self._consumer.resume(*self._consumer.paused())
+            self._paused = False
+
+    # --- batches ------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Work until cancelled. Raises what should never happen; the process then ends and is restarted."""
+        async with asyncio.TaskGroup() as tasks:
+            self._tasks = tasks
+            tasks.create_task(self._emitter.run())
+            tasks.create_task(self._commit_regularly())
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                if self._broken is not None:
+                    raise self._broken
+                while self._may_begin():
+                    await self._slots.acquire()
+                    due = self._lanes.take(self._limits.batch_records) if self._may_begin() else {}
+                    batch = tasks.create_task(self._run_batch(due))
+                    self._batches.add(batch)
+                    batch.add_done_callback(self._batches.discard)
+
+    def _may_begin(self) -> bool:
+        return self._lanes.any_ready and not self._draining
+
+    async def _run_batch(self, due: Mapping[Lane[E], int]) -> None:
+        try:
+            await self._settle(due)
+        finally:
+            for lane in due:
+                if lane.progress is Progress.BUSY:
+                    self._lanes.release(lane)
+            self._slots.release()
+            self._wake.set()
+
+    async def _settle(self, due: Mapping[Lane[E], int]) -> None:
+        """Carry out the due records, whatever it takes, or until their partitions are revoked."""
+        doubtful: set[str] = set()
+        attempt = 0
+        while due := {lane: n for lane, n in due.items() if not lane.revoked and lane.progress is Progress.BUSY}:
+            plan: Plan[E] | None = None
+            try:
+                plan = await self._planner.plan(due, doubtful | self._suspects(due))
+                if plan.writes:
+                    started = perf_counter()
+                    await self._store.write(plan.writes)
+                    metrics.TRANSACTION_SECONDS.labels(self.subscription.group).observe(perf_counter() - started)
+            except Moved:
+                attempt += 1
+                if attempt > 1:  # somebody else is at it too: let them get out of the way
+                    await asyncio.sleep(min(0.01 * 2**attempt, 1))
+            except PauseConsumption as error:
+                if not self._store_away:
+                    self._store_away = True
+                    log.warning("consumption-waits", group=self.subscription.group, reason=str(error))
+                await asyncio.sleep(self._limits.store_retry.total_seconds())
+            except BatchRefused as error:
+                await self._find_culprit(due, error)
+                return
+            else:
+                self._store_away = False
+                self._carry_on(plan)
+                return
+            if plan is not None:
+                plan.close()
+            for lane, count in due.items():
+                lane.row = None
+                doubtful.update(record.inbox_id for record, _ in zip(lane.records, range(count), strict=False))
+
+    def _suspects(self, due: Mapping[Lane[E], int]) -> set[str]:
+        recent = self._recent.ids
+        return {
+            record.inbox_id
+            for lane, count in due.items()
+            for record, _ in zip(lane.records, range(count), strict=False)
+            if record.inbox_id in recent
+        }
+
+    async def _find_culprit(self, due: Mapping[Lane[E], int], error: BatchRefused) -> None:
+        """Split a batch that the store refuses until one event is alone with the blame."""
+        lanes = list(due.items())
+        if len(lanes) > 1:
+            middle = len(lanes) // 2
+            await self._settle(dict(lanes[:middle]))
+            await self._settle(dict(lanes[middle:]))
+            return
+        lane, count = lanes[0]
+        if count > 1:
+            await self._settle({lane: count // 2})
+            await self._settle({lane: count - count // 2})
+        else:
+            self._stop(lane, error)
+
+    def _carry_on(self, plan: Plan[E]) -> None:
+        """After the commit: let lanes go on, publish, and remember."""
+        for lane, settled in plan.settled.items():
+            lane.row = plan.rows[lane]
+            for one in settled:
+                assert lane.records[0] is one.record
+                lane.records.popleft()
+                if one.fate is not Fate.UNDECODABLE:
+                    self._recent.add(one.record.inbox_id)
+                self._count(one)
+            if settled:
+                lane.handled = None
+            self._emitter.put(settled)
+        for lane, error in plan.failed.items():
+            self._stop(lane, error)
+        for lane, slow in plan.slow.items():
+            self._start_slow(lane, slow)
+
+    def _count(self, settled: Settled[E]) -> None:
+        group = self.subscription.group
+        match settled.fate:
+            case Fate.DUPLICATE:
+                metrics.DUPLICATES.labels(group).inc()
+            case Fate.CONFLICT:
+                metrics.CONFLICTS.labels(group).inc()
+                event = settled.record.event
+                log.warning("event-conflict", group=group, event_id=str(event.event_id) if event else None)
+            case Fate.UNDECODABLE:
+                metrics.UNDECODABLE.labels(group).inc()
+                log.error("record-undecodable", group=group, source=_place(settled.record))
+            case Fate.PROCESSED | Fate.REDELIVERED | Fate.FORGOTTEN:
+                event_type = getattr(settled.record.event, "type", "other")
+                outcome = settled.fate.name.lower()
+                metrics.EVENTS_PROCESSED.labels(group, metrics.bounded_type(event_type), outcome).inc()
+
+    def _stop(self, lane: Lane[E], error: Exception) -> None:
+        """Its first record cannot be applied: nothing of this patient moves, and the offset stays below it."""
+        self._lanes.stop(lane)
+        record = lane.records[0]
+        metrics.STOPPED_PATIENTS.labels(self.subscription.group).inc()
+        log.error(
+            "patient-stopped",
+            group=self.subscription.group,
+            organization=lane.key[1],
+            patient=patient_hash(lane.key[1], lane.key[2].decode(errors="replace")),
+            event_id=str(record.event.event_id) if record.event else None,
+            source=_place(record),
+            # The message of an exception may quote the event; where it was raised does not.
+            error=type(error).__name__,
+            raised_at=_raised_at(error),
+        )
+
+    # --- slow handlers ------------------------------------------------------------------------------------------
+
+    def _start_slow(self, lane: Lane[E], slow: Slow[E]) -> None:
+        assert self._tasks is not None
+        self._lanes.handling(lane)
+        task = self._tasks.create_task(self._handle_slowly(lane, slow))
+        self._slow[task] = lane
+        task.add_done_callback(lambda ended: self._slow.pop(ended, None))
+
+    async def _handle_slowly(self, lane: Lane[E], slow: Slow[E]) -> None:
+        started = perf_counter()
+        try:
+            result = await slow.answer
+        except PauseConsumption:
+            await asyncio.sleep(self._limits.store_retry.total_seconds())
+        except Exception as error:
+            lane.handled = Handled(slow.record, slow.seen, error, slow.started, 0.0)
+        else:
+            duration_ms = (perf_counter() - started) * 1000
+            lane.handled = Handled(slow.record, slow.seen, result, slow.started, duration_ms)
+        self._lanes.release(lane)
+        self._wake.set()
+
+    # --- offsets ------------------------------------------------------------------------------------------------
+
+    def _published(self, settled: Sequence[Settled[E]]) -> None:
+        for one in settled:
+            mark = self._marks.get(one.record.position.partition)
+            if mark is not None:
+                mark.done(one.record.position.offset)
+            self._in_flight_bytes -= len(one.record.value or b"")
+        self._throttle()
+
+    async def committed(self, partition: int) -> int | None:
+        """The group's committed offset, whoever owns the partition; None before the first commit.
+
+        Raises KafkaError while the broker is away.
+        """
+        if self._consumer is None:
+            raise KafkaConnectionError("not connected yet")
+        offset: int | None = await self._consumer.committed(TopicPartition(self.subscription.topic, partition))
+        return offset
+
+    async def _commit_regularly(self) -> None:
+        while True:
+            await asyncio.sleep(self._limits.commit_interval.total_seconds())
+            await self._commit(self._marks)
+
+    async def _commit(self, marks: Mapping[int, LowWaterMark]) -> None:
+        positions = {
+            partition: position
+            for partition, mark in list(marks.items())
+            if (position := mark.position()) is not None and position != mark.committed
+        }
+        if not positions or self._consumer is None:
+            return
+        topic = self.subscription.topic
+        try:
+            await self._consumer.commit({TopicPartition(topic, p): offset for p, offset in positions.items()})
+        except KafkaError as error:
+            # Refused to a zombie, or the broker is away; redelivered records are recognized by their inbox rows.
+            log.info("offset-commit-failed", group=self.subscription.group, error=type(error).__name__)
+            return
+        for partition, offset in positions.items():
+            if (mark := marks.get(partition)) is not None:
+                mark.committed = offset
+
+    # --- rebalance and shutdown ---------------------------------------------------------------------------------
+
+    async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
+        for partition in assigned:
+            self._marks[partition.partition] = LowWaterMark()
+        self._paused = False
+        self._throttle()
+
+    async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
+        """Finish what is in a transaction, drop what is not begun, commit: the new owner starts after this."""
+        gone = {partition.partition for partition in revoked}
+        lanes = set(self._lanes.revoke(gone))
+        for task, lane in list(self._slow.items()):
+            if lane in lanes:
+                task.cancel()
+        await self._finish_begun()
+        marks = {partition: self._marks.pop(partition) for partition in gone if partition in self._marks}
+        await self._commit(marks)
+        self._in_flight_bytes -= sum(len(record.value or b"") for lane in lanes for record in lane.records)
+        self._count_stopped()
+
+    async def drain(self) -> None:
+        """Begin nothing new, finish what is begun, publish it and commit the offsets; bounded in time."""
+        self._draining = True
+        for task in list(self._slow):
+            task.cancel()
+        await self._finish_begun()
+        await self._commit(self._marks)
+
+    async def _finish_begun(self) -> None:
+        deadline = monotonic() + self._limits.drain_timeout.total_seconds()
+        if self._batches:
+            await asyncio.wait(self._batches, timeout=deadline - monotonic())
+        try:
+            async with asyncio.timeout(max(0.0, deadline - monotonic())):
+                await self._emitter.idle()
+        except TimeoutError:
+            log.warning("handing-over-unfinished", group=self.subscription.group)
+
+    def _count_stopped(self) -> None:
+        self._stopped_gauge.set(sum(1 for _ in self._lanes.stopped()))
+
+    def status(self) -> Status:
+        return Status(
+            partitions=tuple(sorted(self._marks)),
+            in_flight=sum(mark.in_flight for mark in self._marks.values()),
+            stopped_patients=sum(1 for _ in self._lanes.stopped()),
+            store_away=self._store_away,
+            broker_away=self._emitter.broker_away,
+            paused=self._paused,
+        )
+
+
+def _check_key(key: bytes | None, event: PatientEvent) -> None:
+    """Order is per key: under another key the event would not be in its patient's order."""
+    if key != event.patient_id.encode():
+        raise Undecodable("the record's key is not the patientId")
+
+
+def _place(record: Record[Any]) -> str:
+    position = record.position
+    return f"{position.topic}/{position.partition}/{position.offset}"
+
+
+def _raised_at(error: Exception) -> str | None:
+    trace = error.__traceback__
+    if trace is None:
+        return None
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    return f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"

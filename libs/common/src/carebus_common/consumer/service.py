@@ -1,0 +1,82 @@
+"""An ordered consumer on FastStream's Kafka broker: how a service subscribes, runs and stops.
+
+FastStream fetches batches of raw records and calls the subscriber; acknowledgement is manual, and it is the
+runtime that commits offsets (ADR 0003).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final
+
+from aiokafka import ConsumerRecord
+from aiokafka.errors import KafkaError
+from faststream.kafka import KafkaBroker
+from faststream.kafka.message import KafkaAckableMessage
+from faststream.kafka.subscriber.usecase import LogicSubscriber
+
+from carebus_common.consumer.runtime import OrderedConsumer
+from carebus_common.logging import get_logger
+from carebus_common.settings import KafkaSettings
+
+__all__ = ["FETCHING", "consume", "kafka_broker", "records_as_they_are"]
+
+log = get_logger(__name__)
+
+# How subscribers fetch. An idle poll sleeps for `batch_timeout_ms`, so it bounds the latency FastStream adds.
+FETCHING: Final[dict[str, Any]] = {
+    "batch": True,
+    "batch_timeout_ms": 10,
+    "max_records": 2000,
+    "auto_offset_reset": "earliest",
+    "session_timeout_ms": 10_000,
+    "heartbeat_interval_ms": 3_000,
+}
+
+
+def kafka_broker(settings: KafkaSettings, *, client_id: str) -> KafkaBroker:
+    """FastStream's broker; it connects when started. New topics are noticed within ten seconds."""
+    return KafkaBroker(
+        settings.kafka_bootstrap,
+        client_id=client_id,
+        metadata_max_age_ms=10_000,
+        consumer_only=True,
+        logger=None,
+    )
+
+
+async def records_as_they_are(records: tuple[ConsumerRecord, ...]) -> KafkaAckableMessage:
+    """FastStream's parser for us: it must neither decode values nor fail on headers that are no text.
+
+    The message has no consumer, so that an acknowledgement from anywhere but the runtime fails loudly.
+    """
+    return KafkaAckableMessage(raw_message=records, body=b"", consumer=None)
+
+
+async def consume(broker: KafkaBroker, consumer: OrderedConsumer[Any], stop: asyncio.Event) -> None:
+    """Run `consumer` until `stop` is set, then drain it and leave the group.
+
+    Waits for a broker that is away, at the start as later. Raises only what should never happen.
+    """
+    async with asyncio.TaskGroup() as tasks:
+        runtime = tasks.create_task(consumer.run())
+        stopping = tasks.create_task(stop.wait())
+        while not stop.is_set() and not await _started(broker):
+            await asyncio.wait([stopping], timeout=1)
+        for subscriber in broker.subscribers:
+            if isinstance(subscriber, LogicSubscriber) and subscriber.consumer is not None:
+                consumer.attach(subscriber.consumer)
+        await stopping
+        await consumer.drain()
+        await broker.stop()
+        runtime.cancel()
+
+
+async def _started(broker: KafkaBroker) -> bool:
+    try:
+        await broker.start()
+    except KafkaError as error:
+        log.warning("broker-away", error=type(error).__name__)
+        await broker.stop()
+        return False
+    return True

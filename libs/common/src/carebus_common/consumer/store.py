@@ -1,0 +1,245 @@
+"""The owner's store, as the runtime uses it: inbox rows, patient rows, conflicts; written in one transaction.
+
+An inbox row is `{_id: "organization/eventId", organizationId, eventId, patientId, source: {topic, partition,
+offset}, contentHash, messages: [{topic, key, value, headers}], processedAt, processingDurationMs}` and what the
+handler adds. A patient row is `{_id: "organization/patientId", organizationId, patientId, position: {topic,
+partition, offset}, parked, state}`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from bson.errors import InvalidBSON, InvalidDocument
+from pymongo import AsyncMongoClient, InsertOne, UpdateOne
+from pymongo.asynchronous.client_session import AsyncClientSession
+from pymongo.asynchronous.collection import AsyncCollection
+from pymongo.asynchronous.database import AsyncDatabase
+from pymongo.errors import (
+    BulkWriteError,
+    ConnectionFailure,
+    DocumentTooLarge,
+    DuplicateKeyError,
+    ExecutionTimeout,
+    OperationFailure,
+    PyMongoError,
+    WTimeoutError,
+)
+from pymongo.read_concern import ReadConcern
+from pymongo.write_concern import WriteConcern
+
+from carebus_common.consumer.change import Position
+from carebus_common.consumer.errors import StoreAway
+from carebus_common.consumer.lanes import PatientRow
+from carebus_common.messages import Message
+
+__all__ = ["BatchRefused", "InboxRow", "Moved", "PatientWrite", "Store", "Writes", "message_document"]
+
+Document = dict[str, Any]
+
+# Some stores compare each match against the whole list, so that a lookup's cost grows with its square.
+_LOOKUP_CHUNK = 64
+_DUPLICATE_KEY = 11000
+# mongod's codes for "not now": shutting down, stepping down, no primary, interrupted, out of disk space.
+_AWAY_CODES = frozenset(
+    {6, 7, 24, 50, 89, 91, 112, 134, 189, 202, 246, 251, 262, 263, 9001, 10107, 11600, 11602, 13435, 13436, 14031}
+)
+
+
+class Moved(Exception):
+    """An inbox row already exists or a patient row is not as it was read: look again, then decide again."""
+
+
+class BatchRefused(Exception):
+    """The store refused the content of a batch. Which event is to blame is found by splitting."""
+
+
+@dataclass(frozen=True, slots=True)
+class InboxRow:
+    """What is remembered of an event that had its effect."""
+
+    position: Position
+    content_hash: bytes
+    messages: tuple[Message, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PatientWrite:
+    """A patient's new row and the one its handlers read: written only if that still stands."""
+
+    row_id: str
+    organization_id: str
+    patient_id: str
+    read: PatientRow
+    new: PatientRow
+
+
+@dataclass(slots=True)
+class Writes:
+    """One transaction's worth."""
+
+    inbox: list[Document] = field(default_factory=list)
+    patients: list[PatientWrite] = field(default_factory=list)
+    dead_letters: list[Document] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.inbox or self.patients or self.dead_letters)
+
+
+class Store:
+    """`inbox`, `patients` and `dead_letters` are collection names in `database`."""
+
+    def __init__(
+        self,
+        database: AsyncDatabase[Document],
+        *,
+        inbox: str,
+        patients: str,
+        dead_letters: str = "dead_letters",
+    ) -> None:
+        self._client: AsyncMongoClient[Document] = database.client
+        self._inbox: AsyncCollection[Document] = database[inbox]
+        self._patients: AsyncCollection[Document] = database[patients]
+        self._dead_letters: AsyncCollection[Document] = database[dead_letters]
+
+    async def patient_rows(self, row_ids: Sequence[str]) -> dict[str, PatientRow]:
+        """The rows that exist. Raises `StoreAway`."""
+        found: dict[str, PatientRow] = {}
+        with _translated():
+            for chunk in _chunks(row_ids):
+                async for row in self._patients.find({"_id": {"$in": chunk}}):
+                    position = row.get("position")
+                    found[row["_id"]] = PatientRow(
+                        Position(**position) if position else None, bool(row.get("parked")), row.get("state")
+                    )
+        return found
+
+    async def inbox_rows(self, inbox_ids: Sequence[str]) -> dict[str, InboxRow]:
+        """What is known of these events; absent: they had no effect yet. Raises `StoreAway`."""
+        found: dict[str, InboxRow] = {}
+        fields = {"source": 1, "contentHash": 1, "messages": 1}
+        with _translated():
+            for chunk in _chunks(inbox_ids):
+                async for row in self._inbox.find({"_id": {"$in": chunk}}, fields):
+                    found[row["_id"]] = InboxRow(
+                        Position(**row["source"]),
+                        bytes(row["contentHash"]),
+                        tuple(map(message_from_document, row["messages"])),
+                    )
+        return found
+
+    async def write(self, writes: Writes) -> None:
+        """Write all or nothing, majority-committed when this returns.
+
+        Raises `Moved` (an event is already in the inbox, or a patient's row changed: nothing was written),
+        `BatchRefused` (nothing was written), or `StoreAway` (a commit may have happened or not).
+        """
+        with _translated():
+            async with (
+                self._client.start_session() as session,
+                await session.start_transaction(
+                    read_concern=ReadConcern("majority"), write_concern=WriteConcern("majority", j=True)
+                ),
+            ):
+                if writes.inbox:
+                    await self._inbox.insert_many(writes.inbox, ordered=False, session=session)
+                if writes.patients:
+                    await self._write_patients(writes.patients, session)
+                if writes.dead_letters:
+                    await self._dead_letters.bulk_write(
+                        [
+                            UpdateOne({"_id": row["_id"]}, {"$setOnInsert": row}, upsert=True)
+                            for row in writes.dead_letters
+                        ],
+                        session=session,
+                    )
+
+    async def _write_patients(self, patients: list[PatientWrite], session: AsyncClientSession) -> None:
+        operations: list[InsertOne[Document] | UpdateOne] = []
+        expected = 0
+        for write in patients:
+            new = {"position": _position_document(write.new.position), "parked": write.new.parked}
+            if write.new.state is not None:
+                new["state"] = write.new.state
+            if write.read.position is None and write.read.state is None:
+                identity = {
+                    "_id": write.row_id,
+                    "organizationId": write.organization_id,
+                    "patientId": write.patient_id,
+                }
+                operations.append(InsertOne({**identity, **new}))
+                continue
+            expected += 1
+            operations.append(
+                UpdateOne(
+                    {
+                        "_id": write.row_id,
+                        "position": _position_document(write.read.position),
+                        "parked": write.read.parked,
+                    },
+                    {"$set": new},
+                )
+            )
+        result = await self._patients.bulk_write(operations, ordered=False, session=session)
+        if result.matched_count != expected:
+            raise Moved
+
+
+def message_from_document(row: Mapping[str, Any]) -> Message:
+    key, value = row["key"], row["value"]
+    return Message(
+        row["topic"],
+        None if key is None else bytes(key),
+        None if value is None else bytes(value),
+        tuple((name, bytes(content)) for name, content in row["headers"]),
+    )
+
+
+def message_document(message: Message) -> Document:
+    return {
+        "topic": message.topic,
+        "key": message.key,
+        "value": message.value,
+        "headers": [list(header) for header in message.headers],
+    }
+
+
+def _position_document(position: Position | None) -> Document | None:
+    if position is None:
+        return None
+    return {"topic": position.topic, "partition": position.partition, "offset": position.offset}
+
+
+def _chunks(ids: Sequence[str]) -> Iterable[list[str]]:
+    return (list(ids[i : i + _LOOKUP_CHUNK]) for i in range(0, len(ids), _LOOKUP_CHUNK))
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Sort the driver's errors by what the runtime does next."""
+    try:
+        yield
+    except DuplicateKeyError:
+        raise Moved from None
+    except BulkWriteError as error:
+        codes = {item.get("code") for item in error.details.get("writeErrors", ())}
+        if _DUPLICATE_KEY in codes or error.has_error_label("TransientTransactionError"):
+            raise Moved from None
+        if codes & _AWAY_CODES:
+            raise StoreAway("the store refused writes for now") from error
+        raise BatchRefused(f"write errors {sorted(map(str, codes))}") from error
+    except (ConnectionFailure, ExecutionTimeout, WTimeoutError) as error:
+        raise StoreAway(type(error).__name__) from error
+    except OperationFailure as error:
+        if error.code in _AWAY_CODES or error.has_error_label("UnknownTransactionCommitResult"):
+            raise StoreAway(f"{type(error).__name__} {error.code}") from error
+        if error.has_error_label("TransientTransactionError"):
+            raise Moved from None
+        raise BatchRefused(f"{type(error).__name__} {error.code}") from error
+    except (InvalidDocument, DocumentTooLarge, OverflowError, UnicodeEncodeError) as error:
+        raise BatchRefused(type(error).__name__) from error
+    except (PyMongoError, InvalidBSON) as error:
+        raise StoreAway(type(error).__name__) from error

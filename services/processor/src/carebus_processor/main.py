@@ -1,0 +1,85 @@
+"""Starts the processor: the only place that opens connections."""
+
+from __future__ import annotations
+
+import asyncio
+
+from pymongo.errors import PyMongoError
+
+from carebus_common import logging, mongo, tracing
+from carebus_common.auth import TokenVerifier
+from carebus_common.consumer import OrderedConsumer, Store
+from carebus_common.consumer.service import consume, kafka_broker
+from carebus_common.contracts.topics import EVENTS_PROCESSED
+from carebus_common.http import create_app, health_route
+from carebus_common.http.server import run, serve
+from carebus_common.jwks import key_source
+from carebus_common.kafka import Publisher
+from carebus_processor.indexes import ensure_indexes
+from carebus_processor.routes import consumer_check, event_routes
+from carebus_processor.settings import Settings
+from carebus_processor.status import EventStatus
+from carebus_processor.subscribers import subscribe, subscription
+
+log = logging.get_logger("carebus_processor")
+
+
+async def main(settings: Settings) -> None:
+    """Serve and consume until SIGTERM or SIGINT. Kafka or the store may come later."""
+    keys = key_source(settings.jwks)
+    client = mongo.connect(settings, app_name="carebus-processor")
+    database = client[settings.processor_database]
+    publisher = Publisher(
+        settings.kafka_bootstrap,
+        client_id="carebus-processor",
+        deadline=settings.publish_deadline,
+        topics=[EVENTS_PROCESSED.name],
+    )
+    consumer = OrderedConsumer(
+        subscription(settings.consumer_group),
+        Store(database, inbox="processed_events", patients="patients"),
+        publisher,
+    )
+    broker = kafka_broker(settings, client_id="carebus-processor")
+    subscribe(broker, consumer)
+
+    app = create_app(
+        title="Carebus processor",
+        version="1.0.0",
+        settings=settings,
+        verifier=TokenVerifier(keys, settings),
+    )
+    app.include_router(event_routes(EventStatus(database, consumer)))
+    app.get("/health", include_in_schema=False)(health_route({"consumer": consumer_check(consumer)}))
+
+    stop = asyncio.Event()
+    await keys.start()
+    await publisher.start()
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(_ensure_indexes(database, settings, stop))
+            tasks.create_task(consume(broker, consumer, stop))
+            await serve(app, settings, stop=stop)
+            stop.set()
+    finally:
+        await publisher.stop()
+        await keys.stop()
+        await client.close()
+
+
+async def _ensure_indexes(database: mongo.Database, settings: Settings, stop: asyncio.Event) -> None:
+    """Create them when the store is there; processing goes on meanwhile, since `_id` needs no creation."""
+    while not stop.is_set():
+        try:
+            await ensure_indexes(database, settings.retention)
+            return
+        except PyMongoError as error:
+            log.warning("store-away", error=type(error).__name__)
+            await asyncio.sleep(1)
+
+
+if __name__ == "__main__":
+    _settings = Settings()
+    logging.configure(_settings, service="processor")
+    tracing.configure("processor")
+    run(main(_settings))

@@ -1,0 +1,84 @@
+"""The processor's HTTP side: where an event is, and health."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Literal
+from uuid import UUID
+
+from aiokafka.errors import KafkaError
+from fastapi import APIRouter, Query, Security
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+from pymongo.errors import PyMongoError
+
+from carebus_common.auth import Caller, current_caller
+from carebus_common.consumer import OrderedConsumer
+from carebus_common.contracts.event import MedicalEvent
+from carebus_common.errors import NotFound, Unavailable
+from carebus_common.http import Data, Unhealthy
+from carebus_common.http.health import Check
+from carebus_common.http.query import QueryModel
+from carebus_processor.settings import RETRY_AFTER
+from carebus_processor.status import EventStatus
+
+__all__ = ["consumer_check", "event_routes"]
+
+READERS = ["admin", "processor", "provider", "event-sender"]
+
+
+class ReceiptQuery(QueryModel):
+    """The event's place in the log, as its status URL carries it."""
+
+    partition: int | None = Field(default=None, ge=0, le=2**31 - 1)
+    offset: int | None = Field(default=None, ge=0, le=2**63 - 1)
+
+
+class StatusView(BaseModel):
+    """Where an event is. `accepted`: the broker has it, and the processor has not come to it yet."""
+
+    model_config = ConfigDict(alias_generator=to_camel, validate_by_name=True)
+
+    event_id: UUID
+    status: Literal["accepted", "parked", "processed", "dead-lettered"]
+    type: str | None = None
+    ts: datetime | None = None
+    received_at: datetime | None = None
+    processed_at: datetime | None = None
+    late: bool | None = None
+
+
+def event_routes(status: EventStatus) -> APIRouter:
+    router = APIRouter()
+
+    @router.get("/events/{event_id}", summary="Where an event is")
+    async def get_event_status(
+        event_id: UUID,
+        receipt: Annotated[ReceiptQuery, Query()],
+        caller: Annotated[Caller, Security(current_caller, scopes=READERS)],
+    ) -> Data[StatusView]:
+        """Known from the event's row, else from its receipt; 404 if neither knows it, or it is another tenant's."""
+        try:
+            found = await status.find(caller.organization_id, event_id, receipt.partition, receipt.offset)
+        except (PyMongoError, KafkaError):
+            raise Unavailable("The status cannot be read right now.", retry_after=RETRY_AFTER) from None
+        if found is None:
+            raise NotFound("There is no such event.")
+        return Data(data=StatusView.model_validate(found))
+
+    return router
+
+
+def consumer_check(consumer: OrderedConsumer[MedicalEvent]) -> Check:
+    """Healthy while records can flow; a stopped patient needs a person and shows too."""
+
+    async def check() -> None:
+        status = consumer.status()
+        if status.store_away:
+            raise Unhealthy("waits for the store")
+        if status.broker_away:
+            raise Unhealthy("waits for the broker")
+        if status.stopped_patients:
+            raise Unhealthy(f"stopped patients: {status.stopped_patients}")
+
+    return check
