@@ -104,7 +104,7 @@ def test_a_gzipped_export_makes_the_same_events(export: Path) -> None:
     for path in list(export.glob("*.csv")):
         path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
         path.unlink()
-    assert plan(export).events == plan(SAMPLE).events
+    assert [event.body for event in plan(export).events] == [event.body for event in plan(SAMPLE).events]
 
 
 def test_a_second_reading_makes_the_same_events_whatever_the_order_of_the_rows(export: Path) -> None:

@@ -168,7 +168,7 @@ def _transfer(
 ) -> None:
     ts = after + timedelta(minutes=course.rng.randrange(60, 240))
     if ts < before:
-        course.add(ts, "transfer", {"encounterId": encounter_id, "fromLocation": origin, "location": destination})
+        course.add(ts, "transfer", {"encounterId": encounter_id, "from": origin, "to": destination})
 
 
 def _rounds(rng: random.Random, begin: datetime, end: datetime, *, hours: float) -> Iterator[datetime]:
@@ -182,12 +182,12 @@ def _rounds(rng: random.Random, begin: datetime, end: datetime, *, hours: float)
 def _vital_signs(rng: random.Random) -> dict[str, float]:
     ill = rng.random() < _OUT_OF_RANGE
     return {
-        "heartRate": rng.randrange(118, 150) if ill else rng.randrange(58, 98),
+        "heartRate": rng.randrange(118, 150) if ill else rng.randrange(58, 89),
         "respiratoryRate": rng.randrange(24, 32) if ill else rng.randrange(12, 20),
-        "systolicBloodPressure": rng.randrange(82, 92) if ill else rng.randrange(105, 138),
-        "diastolicBloodPressure": rng.randrange(45, 58) if ill else rng.randrange(62, 88),
+        "systolicBloodPressure": rng.randrange(82, 92) if ill else rng.randrange(112, 139),
+        "diastolicBloodPressure": rng.randrange(45, 58) if ill else rng.randrange(62, 89),
         "bodyTemperature": round(rng.uniform(38.4, 40.1) if ill else rng.uniform(36.3, 37.6), 1),
-        "oxygenSaturation": rng.randrange(86, 92) if ill else rng.randrange(95, 100),
+        "oxygenSaturation": rng.randrange(86, 92) if ill else rng.randrange(96, 100),
     }
 
 

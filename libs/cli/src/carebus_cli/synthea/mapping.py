@@ -90,6 +90,8 @@ class MappedEvent(NamedTuple):
     type: str
     event_id: UUID
     body: bytes
+    file: str
+    line: int
 
 
 def event_types(row: Row) -> tuple[str, ...]:
@@ -126,7 +128,7 @@ def events_of(row: Row, encounter_starts: Mapping[str, str], seen: Occurrences) 
             "data": _data(row, encounter_id),
         }
         order = (ts, started or ts, encounter_id, _PRECEDENCE[event_type])
-        yield MappedEvent(order, patient_id, event_type, event_id, msgspec.json.encode(event))
+        yield MappedEvent(order, patient_id, event_type, event_id, msgspec.json.encode(event), row.path.name, row.line)
 
 
 def _time_of(row: Row, event_type: str, encounter_start: str | None) -> str:

@@ -1,0 +1,127 @@
+"""A gateway in memory on a real socket: it takes events and serves counts, and refuses as it is told to."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import pytest
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+Answer = Callable[[Request], Response]
+
+
+@dataclass
+class FakeGateway:
+    """`answers` are given first, one per request, before the gateway's own; `seen` are the requests."""
+
+    url: str = ""
+    answers: deque[Answer] = field(default_factory=deque)
+    seen: list[tuple[str, str]] = field(default_factory=list)
+    tokens: set[str] = field(default_factory=set)
+    log: list[dict[str, Any]] = field(default_factory=list)
+    apply_twice: set[str] = field(default_factory=set)
+    refuse_item: Callable[[dict[str, Any]], str | None] = lambda _: None
+    in_flight: int = 0
+    most_in_flight: int = 0
+
+    def answer_with(self, *answers: Answer) -> None:
+        self.answers.extend(answers)
+
+    def applied(self) -> list[dict[str, Any]]:
+        once = {event["eventId"]: event for event in reversed(self.log)}
+        return list(reversed(once.values())) + [
+            event for event in once.values() if event["eventId"] in self.apply_twice
+        ]
+
+    async def handle(self, request: Request) -> Response:
+        self.seen.append((request.method, request.url.path + ("?" + request.url.query if request.url.query else "")))
+        self.tokens.add(request.headers.get("Authorization", ""))
+        body = await request.body()
+        if self.answers:
+            return self.answers.popleft()(request)
+        match request.method, request.url.path.split("/")[1:]:
+            case "POST", ["events"]:
+                return self.accept(msgspec.json.decode(body))
+            case "POST", ["events", "batch"]:
+                self.in_flight += 1
+                self.most_in_flight = max(self.most_in_flight, self.in_flight)
+                await asyncio.sleep(0.005)
+                self.in_flight -= 1
+                results = [self.item(msgspec.json.decode(line)) for line in body.splitlines()]
+                return JSONResponse({"data": results})
+            case "GET", ["patients", patient_id]:
+                return self.patient(patient_id)
+            case "GET", ["patients", patient_id, "history"]:
+                return self.history(patient_id, request)
+        return refusal(404, "not-found")
+
+    def accept(self, event: dict[str, Any]) -> Response:
+        item = self.item(event)
+        if item["status"] != "accepted":
+            return refusal(400, item["error"]["code"])
+        return JSONResponse({"data": item}, status_code=202)
+
+    def item(self, event: dict[str, Any]) -> dict[str, Any]:
+        code = self.refuse_item(event)
+        if code is not None:
+            error = {"code": code, "message": "No.", "details": [{"path": "data", "rule": "is good"}]}
+            return {"status": "rejected", "error": error}
+        self.log.append(event)
+        event_id = event["eventId"]
+        return {
+            "status": "accepted",
+            "eventId": event_id,
+            "partition": 0,
+            "offset": len(self.log),
+            "statusUrl": f"{self.url}/events/{event_id}",
+        }
+
+    def patient(self, patient_id: str) -> Response:
+        counts = Counter(event["type"] for event in self.applied() if event["patientId"] == patient_id)
+        if not counts:
+            return refusal(404, "not-found")
+        return JSONResponse({"data": {"patientId": patient_id, "counts": counts, "otherTypes": 0}})
+
+    def history(self, patient_id: str, request: Request) -> Response:
+        events = [event for event in self.applied() if event["patientId"] == patient_id]
+        begin = int(request.query_params.get("cursor", "0"))
+        end = begin + int(request.query_params["limit"])
+        page = {"next": str(end) if end < len(events) else None}
+        return JSONResponse({"data": events[begin:end], "page": page})
+
+
+def refusal(status: int, code: str, **headers: str) -> Response:
+    error = {"code": code, "message": "No.", "details": [], "requestId": "r-1"}
+    return JSONResponse({"error": error}, status_code=status, headers=dict(headers))
+
+
+def refuse(status: int, code: str, **headers: str) -> Answer:
+    return lambda _: refusal(status, code, **{name.replace("_", "-"): value for name, value in headers.items()})
+
+
+@pytest.fixture
+async def gateway() -> AsyncIterator[FakeGateway]:
+    fake = FakeGateway()
+    app = Starlette(
+        routes=[Route("/{path:path}", fake.handle, methods=["GET", "POST"])],
+    )
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        fake.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server = uvicorn.Server(uvicorn.Config(app, log_level="error", ws="none", lifespan="off"))
+        task = asyncio.create_task(server.serve(sockets=[listener]))
+        while not server.started:
+            await asyncio.sleep(0.01)
+        yield fake
+        server.should_exit = True
+        await task

@@ -1,0 +1,60 @@
+from collections import Counter
+from typing import Any
+
+from carebus_cli.client import GatewayClient, Refused
+from carebus_cli.readback import count_patients, wait_for_counts
+
+from .conftest import FakeGateway
+
+
+def events(patient_id: str, count: int) -> list[dict[str, Any]]:
+    return [{"eventId": f"{patient_id}/{n}", "patientId": patient_id, "type": "observation"} for n in range(count)]
+
+
+async def test_an_unknown_patient_has_no_events(gateway: FakeGateway) -> None:
+    gateway.log = events("a", 2)
+    async with GatewayClient(gateway.url, "t") as client:
+        assert await count_patients(client, ["a", "b"]) == {"a": {"observation": 2}, "b": {}}
+
+
+async def test_an_event_that_was_applied_twice_shows(gateway: FakeGateway) -> None:
+    gateway.log = events("a", 3)
+    gateway.apply_twice = {"a/1"}
+    async with GatewayClient(gateway.url, "t") as client:
+        counts = await wait_for_counts(client, {"a": 3}, stall_after=5)
+    assert counts == {"a": {"observation": 4}}
+
+
+class Slow:
+    """A patient's events show up one by one, each time it is asked for."""
+
+    def __init__(self, final: int) -> None:
+        self.final = final
+        self.asked = 0
+
+    async def patient(self, patient_id: str) -> dict[str, Any]:
+        self.asked += 1
+        if self.asked == 1:
+            raise Refused(404, {"code": "not-found"})
+        return {"counts": {"observation": min(self.asked - 1, self.final)}, "otherTypes": 0}
+
+
+async def test_counts_are_awaited_and_told_as_they_grow() -> None:
+    told: list[int] = []
+    counts = await wait_for_counts(Slow(3), {"a": 3}, stall_after=5, on_counts=told.append)
+    assert counts == {"a": Counter({"observation": 3})}
+    assert told == [0, 1, 2, 3]
+
+
+async def test_waiting_ends_when_nothing_changes_any_more() -> None:
+    counts = await wait_for_counts(Slow(2), {"a": 3}, stall_after=0.6)
+    assert counts == {"a": Counter({"observation": 2})}
+
+
+async def test_events_of_types_without_a_count_of_their_own_are_counted_too() -> None:
+    class Many:
+        async def patient(self, patient_id: str) -> dict[str, Any]:
+            return {"counts": {"observation": 2}, "otherTypes": 5}
+
+    counts = await wait_for_counts(Many(), {"a": 7}, stall_after=1)
+    assert counts["a"].total() == 7
