@@ -7,7 +7,7 @@ from faststream import AckPolicy
 from faststream.kafka import KafkaBroker, KafkaMessage
 
 from carebus_common.consumer import OrderedConsumer, Subscription
-from carebus_common.consumer.service import FETCHING, records_as_they_are
+from carebus_common.consumer.service import FETCHING
 from carebus_common.contracts.event import MedicalEvent
 from carebus_common.contracts.topics import EVENTS
 from carebus_processor.handlers import handle_event
@@ -28,7 +28,6 @@ def subscribe(broker: KafkaBroker, consumer: OrderedConsumer[MedicalEvent]) -> N
         group_id=what.group,
         ack_policy=AckPolicy.MANUAL,
         listener=consumer,
-        parser=records_as_they_are,
         **FETCHING,
     )
     async def medical_events(message: KafkaMessage) -> None:

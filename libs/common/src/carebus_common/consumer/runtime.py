@@ -29,7 +29,7 @@ from carebus_common.consumer.errors import PauseConsumption, Undecodable
 from carebus_common.consumer.lanes import Handled, Lane, Lanes, Progress, Record
 from carebus_common.consumer.plan import Fate, Plan, Planner, Settled, Slow
 from carebus_common.consumer.store import BatchRefused, Moved, Store
-from carebus_common.consumer.watermark import LowWaterMark, WentBackwards
+from carebus_common.consumer.watermark import LowWaterMark
 from carebus_common.logging import get_logger, patient_hash
 
 __all__ = ["Limits", "OrderedConsumer", "Status", "Subscription"]
@@ -122,7 +122,7 @@ class OrderedConsumer(ConsumerRebalanceListener, Generic[E]):  # type: ignore[mi
         self._in_flight_bytes = 0
         self._store_away = False
         self._paused = False
-        self._broken: WentBackwards | None = None
+        self._broken: Exception | None = None
         group = subscription.group
         self._in_flight_gauge = metrics.IN_FLIGHT.labels(group)
         self._stopped_gauge = metrics.STOPPED_PATIENTS.labels(group)
@@ -135,19 +135,19 @@ class OrderedConsumer(ConsumerRebalanceListener, Generic[E]):  # type: ignore[mi
 
     def accept(self, records: Iterable[ConsumerRecord]) -> None:
         """Queue fetched records in the lanes of their patients."""
-        for raw in records:
-            mark = self._marks.get(raw.partition)
-            if mark is None:
-                continue  # revoked between the fetch and now: its new owner gets it
-            try:
+        try:
+            for raw in records:
+                mark = self._marks.get(raw.partition)
+                if mark is None:
+                    continue  # revoked between the fetch and now: its new owner gets it
                 mark.take(raw.offset)
-            except WentBackwards as error:
-                self._broken = error  # `run` raises it: here FastStream would only log it
-                break
-            record, organization_id = self._decode(raw)
-            self._in_flight_bytes += len(record.value or b"")
-            self._lanes.append((raw.partition, organization_id, record.key or b""), record)
-        self._throttle()
+                record, organization_id = self._decode(raw)
+                self._in_flight_bytes += len(record.value or b"")
+                self._lanes.append((raw.partition, organization_id, record.key or b""), record)
+            self._throttle()
+        except Exception as error:
+            # Here FastStream would log it and fetch on, past these records; `run` raises it instead.
+            self._broken = error
         self._wake.set()
 
     def _decode(self, raw: ConsumerRecord) -> tuple[Record[E], str]:

@@ -7,10 +7,12 @@ runtime that commits offsets (ADR 0003).
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any, Final
 
 from aiokafka import ConsumerRecord
 from aiokafka.errors import KafkaError
+from faststream import StreamMessage
 from faststream.kafka import KafkaBroker
 from faststream.kafka.message import KafkaAckableMessage
 from faststream.kafka.subscriber.usecase import LogicSubscriber
@@ -19,11 +21,25 @@ from carebus_common.consumer.runtime import OrderedConsumer
 from carebus_common.logging import get_logger
 from carebus_common.settings import KafkaSettings
 
-__all__ = ["FETCHING", "consume", "kafka_broker", "records_as_they_are"]
+__all__ = ["FETCHING", "consume", "kafka_broker"]
 
 log = get_logger(__name__)
 
-# How subscribers fetch. An idle poll sleeps for `batch_timeout_ms`, so it bounds the latency FastStream adds.
+
+async def _records_as_they_are(records: tuple[ConsumerRecord, ...]) -> KafkaAckableMessage:
+    """FastStream's parser for us: it must neither decode values nor fail on headers that are no text.
+
+    The message has no consumer, so that an acknowledgement from anywhere but the runtime fails loudly.
+    """
+    return KafkaAckableMessage(raw_message=records, body=b"", consumer=None)
+
+
+async def _as_it_is(message: StreamMessage[Any]) -> Any:
+    return message.raw_message
+
+
+# How every subscriber fetches; it adds topic, group, listener and `ack_policy=AckPolicy.MANUAL`. An idle poll
+# sleeps for `batch_timeout_ms`, so that bounds the latency FastStream adds.
 FETCHING: Final[dict[str, Any]] = {
     "batch": True,
     "batch_timeout_ms": 10,
@@ -31,6 +47,8 @@ FETCHING: Final[dict[str, Any]] = {
     "auto_offset_reset": "earliest",
     "session_timeout_ms": 10_000,
     "heartbeat_interval_ms": 3_000,
+    "parser": _records_as_they_are,
+    "decoder": _as_it_is,
 }
 
 
@@ -41,16 +59,9 @@ def kafka_broker(settings: KafkaSettings, *, client_id: str) -> KafkaBroker:
         client_id=client_id,
         metadata_max_age_ms=10_000,
         consumer_only=True,
-        logger=None,
+        logger=logging.getLogger("faststream.kafka"),
+        log_level=logging.DEBUG,
     )
-
-
-async def records_as_they_are(records: tuple[ConsumerRecord, ...]) -> KafkaAckableMessage:
-    """FastStream's parser for us: it must neither decode values nor fail on headers that are no text.
-
-    The message has no consumer, so that an acknowledgement from anywhere but the runtime fails loudly.
-    """
-    return KafkaAckableMessage(raw_message=records, body=b"", consumer=None)
 
 
 async def consume(broker: KafkaBroker, consumer: OrderedConsumer[Any], stop: asyncio.Event) -> None:

@@ -1,0 +1,254 @@
+"""What the runtime promises, on a real broker and a real store."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from datetime import timedelta
+from typing import Any
+from uuid import uuid4
+
+from carebus_common.consumer import Change, Delivery, Limits, State
+from carebus_common.contracts.event import MedicalEvent
+from carebus_common.messages import Message
+
+from .conftest import World, appending, event, eventually, of_patient
+
+
+async def test_events_of_a_patient_take_effect_in_the_order_of_the_log(world: World) -> None:
+    events = [event(f"p{n % 7}", n=n) for n in range(700)]
+    await world.send(*events)
+    async with world.consuming():
+        await world.wait_for_inbox(700)
+        out = await world.emitted(700)
+    for p in range(7):
+        expected = list(range(p, 700, 7))
+        assert await world.seen(f"p{p}") == expected
+        assert of_patient(out, f"p{p}") == expected
+    assert len(out) == 700
+    assert await world.committed() == 700
+
+
+async def test_two_hundred_copies_of_one_event_have_one_effect(world: World) -> None:
+    one = event(n=1)
+    await world.send(*[one] * 200, event(n=2))
+    async with world.consuming():
+        await world.wait_for_inbox(2)
+
+        async def all_committed() -> bool:
+            return await world.committed() == 201
+
+        await eventually(all_committed)
+    assert await world.seen() == [1, 2]
+    assert [m["n"] for m in await world.emitted(2)] == [1, 2]
+
+
+async def test_the_same_event_id_with_another_payload_is_a_conflict_and_the_first_stands(world: World) -> None:
+    event_id = uuid4()
+    await world.send(event(event_id=event_id, n=1), event(event_id=event_id, n=99), event(n=2))
+    async with world.consuming():
+        await world.wait_for_inbox(2)
+
+        async def recorded() -> bool:
+            return await world.database["dead_letters"].count_documents({"reason": "conflict"}) == 1
+
+        await eventually(recorded)
+    assert await world.seen() == [1, 2]
+    row = await world.database["dead_letters"].find_one({})
+    assert row is not None
+    assert row["eventId"] == str(event_id)
+    assert b'"n":99' in row["value"]
+
+
+async def test_one_event_id_under_two_patients_takes_effect_once(world: World) -> None:
+    event_id = uuid4()
+    await world.send(*(event(f"p{n}", event_id=event_id, n=n) for n in range(40)))
+    async with world.consuming():
+
+        async def settled() -> bool:
+            return await world.database["dead_letters"].count_documents({}) == 39
+
+        await eventually(settled)
+    assert await world.inbox_count() == 1
+    assert len(await world.emitted(1)) == 1
+
+
+async def test_two_organizations_may_use_the_same_patient_and_event_ids(world: World) -> None:
+    event_id = uuid4()
+    await world.send(event(event_id=event_id, org="a", n=1), event(event_id=event_id, org="b", n=2))
+    async with world.consuming():
+        await world.wait_for_inbox(2)
+    assert await world.seen(org="a") == [1]
+    assert await world.seen(org="b") == [2]
+
+
+async def test_a_redelivery_emits_the_same_messages_again_and_changes_nothing(world: World) -> None:
+    await world.send(*(event(n=n) for n in range(5)))
+
+    class Swallows:
+        """A broker that acknowledges nothing: the process dies between its commit and its emission."""
+
+        async def publish_each(self, messages: Any) -> Any:
+            await asyncio.Event().wait()
+
+    world.limits = Limits(drain_timeout=timedelta(milliseconds=100))
+    async with world.consuming(publisher=Swallows()):
+        await world.wait_for_inbox(5)
+    assert await world.committed() == 0
+    rows = await world.database["inbox"].find({}).to_list()
+    async with world.consuming():
+        out = await world.emitted(5)
+        await world.send(event(n=5))
+        await world.wait_for_inbox(6)
+    assert [m["n"] for m in out] == [0, 1, 2, 3, 4]
+    assert await world.seen() == [0, 1, 2, 3, 4, 5]
+    again = await world.database["inbox"].find({"data.n": {"$lt": 5}}).to_list()
+    assert again == rows
+
+
+async def test_a_slow_handler_holds_up_its_own_patient_only(world: World) -> None:
+    fast = appending(world.out)
+    release = asyncio.Event()
+
+    def handle(state: State | None, delivery: Delivery[MedicalEvent]) -> Any:
+        change = fast(state, delivery)
+        if delivery.event.data.get("slow"):
+
+            async def wait() -> Any:
+                await release.wait()
+                return change
+
+            return wait()
+        return change
+
+    await world.send(event("slow", n=0, slow=True), *(event("slow", n=n) for n in range(1, 4)))
+    await world.send(*(event(f"p{n % 20}", n=n) for n in range(200)))
+    async with world.consuming(handle):
+        await world.wait_for_inbox(200)
+        assert await world.seen("slow") == []
+        release.set()
+        await world.wait_for_inbox(204)
+    assert await world.seen("slow") == [0, 1, 2, 3]
+
+
+async def test_a_failing_handler_stops_its_patient_and_nothing_is_skipped(world: World) -> None:
+    fast = appending(world.out)
+    broken = True
+
+    def handle(state: State | None, delivery: Delivery[MedicalEvent]) -> Any:
+        if broken and delivery.event.data["n"] == 3 and delivery.event.patient_id == "bad":
+            raise ValueError("cannot")
+        return fast(state, delivery)
+
+    await world.send(*(event(patient, n=n) for n in range(10) for patient in ("bad", "good")))
+    async with world.consuming(handle) as consumer:
+        await world.wait_for_inbox(13)
+        assert await world.seen("bad") == [0, 1, 2]
+        assert await world.seen("good") == list(range(10))
+        assert consumer.status().stopped_patients == 1
+    broken = False
+    async with world.consuming(handle):
+        await world.wait_for_inbox(20)
+    assert await world.seen("bad") == list(range(10))
+
+
+async def test_an_event_the_store_refuses_is_found_and_stops_only_its_patient(world: World) -> None:
+    fast = appending(world.out)
+
+    def handle(state: State | None, delivery: Delivery[MedicalEvent]) -> Any:
+        change = fast(state, delivery)
+        if delivery.event.data.get("poison"):
+            assert isinstance(change, Change)
+            return Change(row={"too-large": 2**70}, state=change.state)
+        return change
+
+    await world.send(*(event(f"p{n % 10}", n=n, poison=n == 55) for n in range(100)))
+    async with world.consuming(handle) as consumer:
+        await world.wait_for_inbox(95)
+        assert consumer.status().stopped_patients == 1
+    assert await world.seen("p5") == [5, 15, 25, 35, 45]
+    assert await world.inbox_count() == 95
+
+
+async def test_an_undecodable_record_without_a_key_is_kept_with_its_bytes_and_passed(world: World) -> None:
+    await world.send_raw(Message(world.topic, None, b"\xff not json", (("x", b"\xfe"),)))
+    await world.send(event(n=1))
+    async with world.consuming():
+        await world.wait_for_inbox(1)
+
+        async def kept() -> bool:
+            return await world.database["dead_letters"].count_documents({"reason": "undecodable"}) == 1
+
+        await eventually(kept)
+    row = await world.database["dead_letters"].find_one({})
+    assert row is not None
+    assert row["value"] == b"\xff not json"
+    assert row["headers"] == [["x", b"\xfe"]]
+
+
+async def test_an_undecodable_record_with_a_key_stops_that_patient(world: World) -> None:
+    await world.send(event("a", n=1))
+    await world.send_raw(Message(world.topic, b"a", b"{}", (("organizationId", b"org"),)))
+    await world.send(event("a", n=2), event("b", n=1))
+    async with world.consuming() as consumer:
+        await world.wait_for_inbox(2)
+
+        async def stopped() -> bool:
+            return consumer.status().stopped_patients == 1
+
+        await eventually(stopped)
+    assert await world.seen("a") == [1]
+
+
+async def test_replicas_that_come_and_go_lose_and_repeat_nothing(world: World) -> None:
+    """Order, exactly one effect and emission in order while the group is rebalanced all the time."""
+    rng = random.Random(7)
+    patients = [f"p{n}" for n in range(50)]
+    sent: dict[str, list[int]] = {p: [] for p in patients}
+    done = asyncio.Event()
+
+    async def produce() -> None:
+        history: list[MedicalEvent] = []
+        for _ in range(60):
+            chunk = []
+            for _ in range(25):
+                if history and rng.random() < 0.1:
+                    chunk.append(rng.choice(history))
+                    continue
+                p = rng.choice(patients)
+                sent[p].append(len(sent[p]))
+                chunk.append(event(p, n=len(sent[p]) - 1))
+            history += chunk
+            await world.send(*chunk)
+        done.set()
+
+    async def join_and_leave() -> None:
+        while not done.is_set():
+            async with world.consuming():
+                await asyncio.sleep(0.3)
+
+    async with world.consuming():
+        await asyncio.gather(produce(), join_and_leave())
+        await world.wait_for_inbox(sum(map(len, sent.values())), within=60)
+
+        async def all_committed() -> bool:
+            return await world.committed() == 1500
+
+        await eventually(all_committed, within=30)
+    out = await world.emitted(sum(map(len, sent.values())))
+    for p in patients:
+        assert await world.seen(p) == sent[p]
+        assert list(dict.fromkeys(of_patient(out, p))) == sent[p]
+
+
+async def test_two_owners_of_one_partition_cannot_both_change_a_patient(world: World) -> None:
+    """A zombie that still holds a partition's records is refused by the patient's fence and the inbox."""
+    await world.send(*(event(n=n) for n in range(50)))
+    zombie_topic = world.group
+    async with world.consuming():
+        world.group = f"{zombie_topic}-zombie"  # another group: it is given the very same records
+        async with world.consuming():
+            await world.send(*(event(n=n) for n in range(50, 100)))
+            await world.wait_for_inbox(100)
+    assert await world.seen() == list(range(100))
+    assert await world.inbox_count() == 100
