@@ -12,11 +12,16 @@ from carebus_local.jars import find_java, kafka_jars
 from carebus_local.net import accepts
 from carebus_local.program import Program
 
-__all__ = ["check", "program"]
+__all__ = ["bootstrap", "check", "program"]
 
 _MEMORY = ("-Xms256m", "-Xmx512m")
 # The first compiler tier alone halves the time to start and costs a broker this small nothing that was measurable.
 _QUICK_START = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto")
+
+
+def bootstrap(port: int) -> str:
+    """Its bootstrap servers."""
+    return f"127.0.0.1:{port}"
 
 
 async def program(state_dir: Path, port: int, controller_port: int) -> Program:
@@ -25,7 +30,7 @@ async def program(state_dir: Path, port: int, controller_port: int) -> Program:
     config = await asyncio.to_thread(_prepare, home, port, controller_port)
     java = await asyncio.to_thread(find_java)
     jars = await asyncio.to_thread(kafka_jars)
-    bootstrap = f"127.0.0.1:{port}"
+    address = bootstrap(port)
     return Program(
         name="kafka",
         kind="part",
@@ -42,19 +47,19 @@ async def program(state_dir: Path, port: int, controller_port: int) -> Program:
             "kafka.Kafka",
             str(config),
         ),
-        url=bootstrap,
-        check=lambda: check(bootstrap),
+        url=address,
+        check=lambda: check(address),
         start_deadline=timedelta(seconds=90),
         stop_deadline=timedelta(seconds=20),
     )
 
 
-async def check(bootstrap: str) -> None:
+async def check(servers: str) -> None:
     """Ask for the cluster's metadata; raises unless a broker is registered and there is a controller."""
-    await accepts(bootstrap.partition(",")[0])
+    await accepts(servers.partition(",")[0])
     from aiokafka.admin import AIOKafkaAdminClient  # noqa: PLC0415
 
-    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap, request_timeout_ms=5000, client_id="carebus-check")
+    admin = AIOKafkaAdminClient(bootstrap_servers=servers, request_timeout_ms=5000, client_id="carebus-check")
     try:
         await admin.start()
         cluster = await admin.describe_cluster()

@@ -38,7 +38,7 @@ def ensure_key(state_dir: Path) -> Path:
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
         scratch = path.with_name(f"{path.name}.{os.getpid()}")
-        with open(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        with os.fdopen(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
             file.write(pem)
         try:
             # Two that come at once agree on the key of the first: unlike a rename, a link replaces nothing.
@@ -106,7 +106,7 @@ def _public_jwk(path: Path) -> dict[str, str]:
 
     key = load_pem_private_key(path.read_bytes(), None)
     if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise ValueError(f"{path} holds no elliptic-curve key; remove it and a new one is made")
+        raise ValueError(f"{path} holds no elliptic-curve key; remove it and a new one is made")  # noqa: TRY004
     numbers = key.public_key().public_numbers()
 
     def coordinate(value: int) -> str:

@@ -13,12 +13,12 @@ from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from carebus_local import kafka, store, valkey
 from carebus_local.errors import StartFailed
 from carebus_local.ports import Ports
-from carebus_local.program import Check, Program
+from carebus_local.program import Check
 from carebus_local.state import clean_up, lock
 from carebus_local.supervisor import Supervisor
 
@@ -39,9 +39,8 @@ PARTS: Final = ("kafka", "store", "valkey")
 
 # Where tools look first; a checkout that comes second gets free ones.
 _USUAL: Final = {"kafka": 9092, "kafka-controller": 9093, "store": 27017, "valkey": 6379}
+_GIVEN_BY: Final = {"kafka": "CAREBUS_KAFKA_BOOTSTRAP", "store": "CAREBUS_MONGO_URL", "valkey": "CAREBUS_REDIS_URL"}
 _GIVEN_DEADLINE_SECONDS: Final = 30
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,31 +72,45 @@ class Site:
     usual_ports: bool = True
 
     def port(self, name: str) -> int:
+        """The port of a part (kafka, kafka-controller, store, valkey), held from now on. Raises LocalError."""
         return self.ports.reserve(name, _USUAL[name] if self.usual_ports else None)
 
+    def given(self, name: str) -> str | None:
+        """The URL the environment gives for a part."""
+        return self.environ.get(_GIVEN_BY[name]) or None
 
-async def start_kafka(site: Site) -> str:
-    """Its bootstrap servers, once it is healthy. Raises LocalError."""
-    given = site.environ.get("CAREBUS_KAFKA_BOOTSTRAP")
+    def urls(self) -> StackUrls:
+        """Where the parts will answer; known before they do. Raises LocalError."""
+        return StackUrls(
+            self.given("kafka") or kafka.bootstrap(self.port("kafka")),
+            self.given("store") or store.url(self.port("store")),
+            self.given("valkey") or valkey.url(self.port("valkey")),
+        )
+
+
+async def start_kafka(site: Site) -> None:
+    """Returns once a broker is registered. Raises LocalError."""
+    given = site.given("kafka")
     if given:
         return await _use(site.supervisor, "kafka", given, lambda: kafka.check(given))
-    return await _start(site, await kafka.program(site.state_dir, site.port("kafka"), site.port("kafka-controller")))
+    program = await kafka.program(site.state_dir, site.port("kafka"), site.port("kafka-controller"))
+    return await site.supervisor.start(program)
 
 
-async def start_store(site: Site) -> str:
-    """Its URL, once it is the primary of its replica set. Raises LocalError."""
-    given = site.environ.get("CAREBUS_MONGO_URL")
+async def start_store(site: Site) -> None:
+    """Returns once it is the primary of its replica set. Raises LocalError."""
+    given = site.given("store")
     if given:
         return await _use(site.supervisor, "store", given, lambda: store.check(given))
-    return await _start(site, store.program(site.state_dir, site.port("store")))
+    return await site.supervisor.start(store.program(site.state_dir, site.port("store")))
 
 
-async def start_valkey(site: Site) -> str:
-    """Its URL, once it answers PING. Raises LocalError."""
-    given = site.environ.get("CAREBUS_REDIS_URL")
+async def start_valkey(site: Site) -> None:
+    """Returns once it answers PING. Raises LocalError."""
+    given = site.given("valkey")
     if given:
         return await _use(site.supervisor, "valkey", given, lambda: valkey.check(given))
-    return await _start(site, valkey.program(site.state_dir, site.port("valkey")))
+    return await site.supervisor.start(valkey.program(site.state_dir, site.port("valkey")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,30 +134,25 @@ async def running_parts(
         supervisor = Supervisor(state_dir)
         site = Site(state_dir, ports, supervisor, os.environ if environ is None else environ, usual_ports)
         try:
-            bootstrap, mongo_url, redis_url = await together(start_kafka(site), start_store(site), start_valkey(site))
-            yield Parts(StackUrls(bootstrap, mongo_url, redis_url), supervisor)
+            await together(start_kafka(site), start_store(site), start_valkey(site))
+            yield Parts(site.urls(), supervisor)
         finally:
             await supervisor.stop_all()
             ports.release()
 
 
-async def together(*awaitables: Coroutine[Any, Any, T]) -> list[T]:
-    """The results of all; the first failure cancels the others, waits for them to clean up, and is raised."""
+async def together(*awaitables: Coroutine[Any, Any, None]) -> None:
+    """Wait for all; the first failure cancels the others, waits for them to clean up, and is raised."""
     tasks = [asyncio.create_task(awaitable) for awaitable in awaitables]
     try:
-        return list(await asyncio.gather(*tasks))
+        await asyncio.gather(*tasks)
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _start(site: Site, program: Program) -> str:
-    await site.supervisor.start(program)
-    return program.url
-
-
-async def _use(supervisor: Supervisor, name: str, url: str, check: Check) -> str:
+async def _use(supervisor: Supervisor, name: str, url: str, check: Check) -> None:
     """Wait for a part that was given by its URL, and watch it. Raises StartFailed."""
     why = "it was not asked"
     try:
@@ -160,7 +168,6 @@ async def _use(supervisor: Supervisor, name: str, url: str, check: Check) -> str
         where = without_password(url)
         raise StartFailed(name, f"it was given as {where}, which does not answer ({why})") from None
     supervisor.watch(name, "part", without_password(url), check)
-    return url
 
 
 def without_password(url: str) -> str:

@@ -12,9 +12,15 @@ from carebus_local.errors import LocalError
 from carebus_local.net import accepts
 from carebus_local.program import Program
 
-__all__ = ["check", "program"]
+__all__ = ["check", "program", "url"]
 
 _REPLICA_SET = "rs0"
+
+
+def url(port: int) -> str:
+    """Where the store this machine has will answer."""
+    replica_set = _REPLICA_SET if shutil.which("mongod") else "secantus"
+    return f"mongodb://127.0.0.1:{port}/?replicaSet={replica_set}"
 
 
 def program(state_dir: Path, port: int) -> Program:
@@ -25,23 +31,23 @@ def program(state_dir: Path, port: int) -> Program:
     return _secantus(_find_secantus(), state_dir / "secantus", port)
 
 
-async def check(url: str) -> None:
+async def check(address: str) -> None:
     """Ping, and see a primary: without one there are neither transactions nor change streams.
 
     Raises PyMongo's errors and OSError.
     """
-    hello = await _hello(url)
+    hello = await _hello(address)
     if "setName" not in hello or not hello.get("isWritablePrimary", hello.get("ismaster")):
         raise ConnectionError("it answers, but not as the primary of a replica set")
 
 
 def _mongod(mongod: str, home: Path, port: int) -> Program:
     home.mkdir(parents=True, exist_ok=True)
-    url = f"mongodb://127.0.0.1:{port}/?replicaSet={_REPLICA_SET}"
+    address = url(port)
 
     async def initiated_and_primary() -> None:
         await _initiate(port)
-        await check(url)
+        await check(address)
 
     return Program(
         name="store",
@@ -51,7 +57,7 @@ def _mongod(mongod: str, home: Path, port: int) -> Program:
             *("--replSet", _REPLICA_SET, "--bind_ip", "127.0.0.1", "--port", str(port)),
             *("--dbpath", str(home), "--wiredTigerCacheSizeGB", "0.5"),
         ),
-        url=url,
+        url=address,
         check=initiated_and_primary,
         stop_deadline=timedelta(seconds=20),
     )
@@ -62,12 +68,12 @@ def _secantus(command: tuple[str, ...], home: Path, port: int) -> Program:
     # Naming a file, even an empty one, keeps it from reading one of the user's.
     config = home.with_suffix(".toml")
     config.touch()
-    url = f"mongodb://127.0.0.1:{port}/?replicaSet=secantus"
+    address = url(port)
 
     async def listens_and_is_primary() -> None:
         # A driver that finds nobody there asks again only half a second later.
         await accepts(f"127.0.0.1:{port}")
-        await check(url)
+        await check(address)
 
     return Program(
         name="store",
@@ -77,7 +83,7 @@ def _secantus(command: tuple[str, ...], home: Path, port: int) -> Program:
             *("--config", str(config), "--host", "127.0.0.1", "--port", str(port)),
             *("--storage-path", str(home), "--cache-size", "512M", "--log-level", "WARNING"),
         ),
-        url=url,
+        url=address,
         check=listens_and_is_primary,
         stop_deadline=timedelta(seconds=20),
     )
@@ -97,10 +103,12 @@ def _find_secantus() -> tuple[str, ...]:
     return (found,)
 
 
-async def _hello(url: str) -> dict[str, Any]:
+async def _hello(address: str) -> dict[str, Any]:
     from pymongo import AsyncMongoClient  # noqa: PLC0415
 
-    async with AsyncMongoClient[dict[str, Any]](url, serverSelectionTimeoutMS=2000, connectTimeoutMS=2000) as client:
+    async with AsyncMongoClient[dict[str, Any]](
+        address, serverSelectionTimeoutMS=2000, connectTimeoutMS=2000
+    ) as client:
         await client.admin.command("ping")
         return await client.admin.command("hello")
 
@@ -112,8 +120,8 @@ async def _initiate(port: int) -> None:
 
     me = {"_id": 0, "host": f"127.0.0.1:{port}"}
     await accepts(f"127.0.0.1:{port}")
-    url = f"mongodb://127.0.0.1:{port}/?directConnection=true"
-    async with AsyncMongoClient[dict[str, Any]](url, serverSelectionTimeoutMS=2000) as client:
+    direct = f"mongodb://127.0.0.1:{port}/?directConnection=true"
+    async with AsyncMongoClient[dict[str, Any]](direct, serverSelectionTimeoutMS=2000) as client:
         try:
             config = (await client.admin.command("replSetGetConfig"))["config"]
         except OperationFailure as error:

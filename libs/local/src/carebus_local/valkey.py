@@ -8,14 +8,18 @@ from pathlib import Path
 from carebus_local.errors import LocalError
 from carebus_local.program import Program
 
-__all__ = ["check", "program"]
+__all__ = ["check", "program", "url"]
+
+
+def url(port: int) -> str:
+    """Its first database."""
+    return f"redis://127.0.0.1:{port}/0"
 
 
 def program(state_dir: Path, port: int) -> Program:
     """Valkey's program. Raises LocalError where the wheel has no server for this machine."""
     home = state_dir / "valkey"
     home.mkdir(parents=True, exist_ok=True)
-    url = f"redis://127.0.0.1:{port}/0"
     settings = {
         "port": str(port),
         "bind": "127.0.0.1",
@@ -28,19 +32,19 @@ def program(state_dir: Path, port: int) -> Program:
         name="valkey",
         kind="part",
         command=(_server(), *(word for key, value in settings.items() for word in (f"--{key}", value))),
-        url=url,
-        check=lambda: check(url),
+        url=url(port),
+        check=lambda: check(url(port)),
         start_deadline=timedelta(seconds=30),
     )
 
 
-async def check(url: str) -> None:
+async def check(address: str) -> None:
     """PING; raises what the client raises."""
     from redis.asyncio import Redis  # noqa: PLC0415
     from redis.backoff import NoBackoff  # noqa: PLC0415
     from redis.retry import Retry  # noqa: PLC0415
 
-    client: Redis = Redis.from_url(url, socket_connect_timeout=2, socket_timeout=2)
+    client: Redis = Redis.from_url(address, socket_connect_timeout=2, socket_timeout=2)
     client.set_retry(Retry(NoBackoff(), 0))  # type: ignore[arg-type]
     try:
         await client.ping()
