@@ -104,7 +104,7 @@ class World:
                 Subscription(
                     self.topic,
                     self.group,
-                    lambda value: MedicalEvent.model_validate(msgspec.json.decode(value)),
+                    MedicalEvent.model_validate_json,
                     handler or appending(self.out),
                     lambda e: msgspec.json.encode((e.patient_id, e.type, e.ts, e.data), order="deterministic"),
                 ),

@@ -16,7 +16,7 @@ __all__ = ["subscribe", "subscription"]
 
 
 def subscription(group: str, topic: str = EVENTS.name) -> Subscription[MedicalEvent]:
-    return Subscription(topic, group, decode, handle_event, content)
+    return Subscription(topic, group, MedicalEvent.model_validate_json, handle_event, content)
 
 
 def subscribe(broker: KafkaBroker, consumer: OrderedConsumer[MedicalEvent]) -> None:
@@ -32,10 +32,6 @@ def subscribe(broker: KafkaBroker, consumer: OrderedConsumer[MedicalEvent]) -> N
     )
     async def medical_events(message: KafkaMessage) -> None:
         consumer.accept(message.raw_message)
-
-
-def decode(value: bytes) -> MedicalEvent:
-    return MedicalEvent.model_validate(msgspec.json.decode(value))
 
 
 def content(event: MedicalEvent) -> bytes:

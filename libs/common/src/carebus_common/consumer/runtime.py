@@ -57,8 +57,11 @@ class Subscription(Generic[E]):
 class Limits:
     """Bounds of one consumer."""
 
-    batch_records: int = 1000
+    batch_records: int = 2000
+    # One batch is planned while another is written; two transactions at once conflict in the store more than
+    # they gain.
     concurrent_batches: int = 2
+    concurrent_transactions: int = 1
     in_flight_records: int = 20_000
     in_flight_bytes: int = 64 * 1024 * 1024
     commit_interval: timedelta = timedelta(milliseconds=200)
@@ -113,6 +116,7 @@ class OrderedConsumer(ConsumerRebalanceListener, Generic[E]):  # type: ignore[mi
         self._marks: dict[int, LowWaterMark] = {}
         self._recent = _Recent(self._limits.remembered_ids)
         self._slots = asyncio.Semaphore(self._limits.concurrent_batches)
+        self._writing = asyncio.Semaphore(self._limits.concurrent_transactions)
         self._batches: set[asyncio.Task[None]] = set()
         self._slow: dict[asyncio.Task[None], Lane[E]] = {}
         self._wake = asyncio.Event()
@@ -230,9 +234,7 @@ class OrderedConsumer(ConsumerRebalanceListener, Generic[E]):  # type: ignore[mi
             try:
                 plan = await self._planner.plan(due, doubtful | self._suspects(due))
                 if plan.writes:
-                    started = perf_counter()
-                    await self._store.write(plan.writes)
-                    metrics.TRANSACTION_SECONDS.labels(self.subscription.group).observe(perf_counter() - started)
+                    await self._write(plan)
             except Moved:
                 attempt += 1
                 if attempt > 1:  # somebody else is at it too: let them get out of the way
@@ -254,6 +256,14 @@ class OrderedConsumer(ConsumerRebalanceListener, Generic[E]):  # type: ignore[mi
             for lane, count in due.items():
                 lane.row = None
                 doubtful.update(record.inbox_id for record, _ in zip(lane.records, range(count), strict=False))
+
+    async def _write(self, plan: Plan[E]) -> None:
+        group = self.subscription.group
+        async with self._writing:
+            started = perf_counter()
+            await self._store.write(plan.writes)
+        metrics.TRANSACTION_SECONDS.labels(group).observe(perf_counter() - started)
+        metrics.TRANSACTION_EVENTS.labels(group).observe(len(plan.writes.inbox))
 
     def _suspects(self, due: Mapping[Lane[E], int]) -> set[str]:
         recent = self._recent.ids

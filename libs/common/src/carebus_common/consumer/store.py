@@ -43,9 +43,9 @@ Document = dict[str, Any]
 # Some stores compare each match against the whole list, so that a lookup's cost grows with its square.
 _LOOKUP_CHUNK = 64
 _DUPLICATE_KEY = 11000
-# mongod's codes for "not now": shutting down, stepping down, no primary, interrupted, out of disk space.
+# mongod's codes for "not now": shutting down, stepping down, no primary, interrupted.
 _AWAY_CODES = frozenset(
-    {6, 7, 24, 50, 89, 91, 112, 134, 189, 202, 246, 251, 262, 263, 9001, 10107, 11600, 11602, 13435, 13436, 14031}
+    {6, 7, 24, 50, 89, 91, 134, 189, 202, 246, 251, 262, 263, 9001, 10107, 11600, 11602, 13435, 13436, 14031}
 )
 
 

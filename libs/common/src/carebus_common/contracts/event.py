@@ -94,14 +94,18 @@ class SubmittedEvent(_Wire):
 
 
 class MedicalEvent(_Wire):
-    """An accepted event: the value of a record on `medical.events.v1`, keyed by the patientId's UTF-8 bytes."""
+    """An accepted event: the value of a record on `medical.events.v1`, keyed by the patientId's UTF-8 bytes.
 
-    event_id: EventId
+    What `SubmittedEvent` checks in Python is not checked again here: every consumer reads each record, and the
+    rules left are the ones pydantic checks without leaving its core, in a fifth of the time.
+    """
+
+    event_id: UUID
     organization_id: str
-    patient_id: PatientId
+    patient_id: Annotated[str, Field(min_length=1, max_length=128)]
     type: EventType
-    ts: Timestamp
-    received_at: Timestamp
+    ts: AwareDatetime
+    received_at: AwareDatetime
     data: dict[str, Any]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -45,21 +44,20 @@ def handle_event(state: State | None, delivery: Delivery[MedicalEvent]) -> Chang
 
 def processed_message(event: MedicalEvent, outcome: Outcome, delivery: Delivery[MedicalEvent]) -> Message:
     """The `ProcessedEvent` of this outcome, keyed by patient, with the event's own CloudEvents id."""
-    now = delivery.now
     value = {
-        "eventId": str(event.event_id),
+        "eventId": event.event_id,
         "organizationId": event.organization_id,
         "patientId": event.patient_id,
         "type": event.type,
-        "ts": event.ts.isoformat(),
-        "receivedAt": event.received_at.isoformat(),
+        "ts": event.ts,
+        "receivedAt": event.received_at,
         "data": event.data,
         "processing": {
             "status": "processed",
             "message": outcome.message,
             "late": outcome.late,
             "flags": [_flag(flag) for flag in outcome.flags],
-            "processedAt": now.isoformat(),
+            "processedAt": delivery.now,
         },
         "stay": _stay(outcome.patient),
     }
@@ -96,14 +94,11 @@ def _stay(patient: Patient) -> dict[str, Any] | None:
     return {
         "stayId": stay.stay_id,
         "status": "open" if stay.open else "closed",
-        "openedAt": stay.opened_at.isoformat(),
-        "closedAt": _iso(stay.closed_at),
+        "openedAt": stay.opened_at,
+        "closedAt": stay.closed_at,
         "location": stay.location,
         "transfers": stay.transfers,
         "treatments": stay.treatment_count,
         "medications": stay.medication_count,
     }
 
-
-def _iso(moment: datetime | None) -> str | None:
-    return None if moment is None else moment.isoformat()
