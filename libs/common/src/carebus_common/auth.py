@@ -117,9 +117,8 @@ class TokenVerifier:
     def _checked_header(self, segment: str) -> tuple[str, str]:
         """The key id and algorithm the token names; they only choose among the keys we trust."""
         try:
-            header = json.loads(
-                base64.urlsafe_b64decode(segment + "=" * (-len(segment) % 4)), object_pairs_hook=_without_repeats
-            )
+            decoded = base64.urlsafe_b64decode(segment + "=" * (-len(segment) % 4)).decode()
+            header = json.loads(decoded, object_pairs_hook=_without_repeats)
         except (ValueError, binascii.Error, RecursionError):
             raise _refused() from None
         if not isinstance(header, dict) or not _FORBIDDEN_HEADERS.isdisjoint(header):

@@ -12,6 +12,7 @@ import hashlib
 import hmac
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Mapping, MutableMapping
@@ -38,7 +39,10 @@ _FLOORS: Final = {
     "pymongo": logging.INFO,
 }
 
+_INSTALLED_AT: Final = re.compile(r"^.*/(?:site-packages|src)/")
+
 _patient_key = os.urandom(32)
+_service = "carebus"
 
 
 def configure(settings: LogSettings, *, service: str, stream: IO[str] | None = None) -> None:
@@ -46,29 +50,10 @@ def configure(settings: LogSettings, *, service: str, stream: IO[str] | None = N
 
     May be called again; the last call holds.
     """
-    global _patient_key  # noqa: PLW0603 - the key belongs to the process, like the logging it configures
+    global _patient_key, _service  # noqa: PLW0603 - they belong to the process, like the logging itself
+    _service = service
     if settings.log_hash_key is not None:
         _patient_key = settings.log_hash_key.get_secret_value().encode()
-    shared: list[Any] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.stdlib.add_log_level,
-        structlog.stdlib.add_logger_name,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        _with_service(service),
-        _exceptions_without_values,
-        _one_line,
-    ]
-    structlog.configure(
-        processors=[
-            structlog.stdlib.filter_by_level,
-            structlog.stdlib.PositionalArgumentsFormatter(),
-            *shared,
-            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
-        ],
-        wrapper_class=structlog.stdlib.BoundLogger,
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        cache_logger_on_first_use=False,
-    )
     render: Any = (
         structlog.processors.JSONRenderer()
         if settings.log_format == "json"
@@ -77,7 +62,7 @@ def configure(settings: LogSettings, *, service: str, stream: IO[str] | None = N
     handler = logging.StreamHandler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
+            foreign_pre_chain=_PROCESSORS,
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, render],
             keep_exc_info=False,
             keep_stack_info=False,
@@ -105,16 +90,13 @@ def patient_hash(organization_id: str, patient_id: str) -> str:
     return hmac.new(_patient_key, message, hashlib.sha256).hexdigest()[:16]
 
 
-def _with_service(service: str) -> Any:
-    def add(_logger: Any, _method: str, entry: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-        entry["service"] = service
-        return entry
-
-    return add
+def _with_service(_logger: Any, _method: str, entry: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    entry["service"] = _service
+    return entry
 
 
 def _exceptions_without_values(_logger: Any, _method: str, entry: MutableMapping[str, Any]) -> Mapping[str, Any]:
-    """Replace `exc_info` by `exception`: the chain of classes and, innermost last, the frames."""
+    """Replace `exc_info` by `error`: the chain of classes and, innermost last, the frames."""
     exc_info = entry.pop("exc_info", None)
     if not exc_info:
         return entry
@@ -126,9 +108,10 @@ def _exceptions_without_values(_logger: Any, _method: str, entry: MutableMapping
         error = sys.exc_info()[1]
     if error is None:
         return entry
-    entry["exception"] = " <- ".join(_named(link) for link in _chain(error))
+    entry["error"] = " <- ".join(_named(link) for link in _chain(error))
     entry["frames"] = [
-        f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(error.__traceback__)
+        f"{_INSTALLED_AT.sub('', frame.filename)}:{frame.lineno} {frame.name}"
+        for frame in traceback.extract_tb(error.__traceback__)
     ]
     return entry
 
@@ -157,3 +140,34 @@ def _one_line(_logger: Any, _method: str, entry: MutableMapping[str, Any]) -> Ma
         if isinstance(value, str) and not value.isprintable():
             entry[key] = value.encode("unicode_escape").decode("ascii")
     return entry
+
+
+class _Logger(structlog.stdlib.BoundLogger):
+    def exception(self, event: str | None = None, *args: Any, **kw: Any) -> Any:
+        """As `error`: `exception` of the stdlib would attach the traceback, with its values, once more."""
+        kw.setdefault("exc_info", True)
+        return self.error(event, *args, **kw)
+
+
+_PROCESSORS: Final[list[Any]] = [
+    structlog.contextvars.merge_contextvars,
+    structlog.stdlib.add_log_level,
+    structlog.stdlib.add_logger_name,
+    structlog.processors.TimeStamper(fmt="iso", utc=True),
+    _with_service,
+    _exceptions_without_values,
+    _one_line,
+]
+
+# At import, since structlog as it comes prints exceptions with the values of all local variables.
+structlog.configure(
+    processors=[
+        structlog.stdlib.filter_by_level,
+        structlog.stdlib.PositionalArgumentsFormatter(),
+        *_PROCESSORS,
+        structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+    ],
+    wrapper_class=_Logger,
+    logger_factory=structlog.stdlib.LoggerFactory(),
+    cache_logger_on_first_use=True,
+)

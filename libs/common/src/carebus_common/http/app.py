@@ -39,6 +39,7 @@ from carebus_common.http.paths import raw_path_of
 from carebus_common.http.query import check_query, refuse_unknown_parameters
 from carebus_common.logging import get_logger
 from carebus_common.settings import HttpSettings
+from carebus_common.strict_json import parse_value
 
 __all__ = ["create_app", "openapi"]
 
@@ -59,7 +60,7 @@ def create_app(
 
     Routes match the path as it was sent: an id in a path is `{patient_id:segment}`, which decodes it. Routes raise
     `CarebusError`s and return `Data` or `Page`. `verifier` becomes `app.state.verifier`, for `current_caller`. A body
-    of another type than `media_types` is refused (415).
+    of another type than `media_types` is refused (415), and JSON has to be strict.
     """
     app = FastAPI(
         title=title,
@@ -140,9 +141,11 @@ class _Guard:
             check_query(scope["query_string"])
         if not has_body(scope):
             return receive
-        require_content_type(scope, *self._media_types)
+        media_type = require_content_type(scope, *self._media_types)
         check_content_length(scope, self._settings.max_body_bytes)
         body = await read_body(receive, self._settings.max_body_bytes, self._settings.body_timeout)
+        if media_type.endswith("json"):
+            parse_value(body)  # FastAPI would accept duplicate keys, NaN and lone surrogates
         return _replayed(body, receive)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hmac
+import re
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from typing import Any, Final, TypeAlias
@@ -22,7 +23,7 @@ __all__ = ["CursorCodec", "Position"]
 
 Position: TypeAlias = Sequence[str | int | float | bool | None]
 
-_MAX_CURSOR: Final = 1024
+_CURSOR: Final = re.compile(r"[A-Za-z0-9_-]{1,1024}")
 _TAG: Final = 8
 _MAC: Final = 16
 
@@ -55,10 +56,10 @@ class CursorCodec:
         Raises NotFound for another organization's cursor, InvalidRequest for one that is malformed, tampered with
         or of another query.
         """
-        if not cursor.isascii() or len(cursor) > _MAX_CURSOR:
+        if not _CURSOR.fullmatch(cursor):
             raise _invalid("a cursor from a list's page.next")
         try:
-            raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
+            raw = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
         except binascii.Error:
             raise _invalid("a cursor from a list's page.next") from None
         body, mac = raw[:-_MAC], raw[-_MAC:]

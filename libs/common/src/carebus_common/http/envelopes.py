@@ -159,20 +159,26 @@ def refusal(status: int, headers: Mapping[str, str] | None = None) -> CarebusErr
     return error
 
 
-def problems_of(errors: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """Details for pydantic's errors: `{path, rule}` each, such as `items[3].patientId`; never a value."""
-    return [{"path": path_of(error["loc"]), "rule": _rule_of(error)} for error in errors]
+def problems_of(errors: Iterable[Mapping[str, Any]], within: tuple[str | int, ...] = ()) -> list[dict[str, str]]:
+    """Details for pydantic's errors, `{path, rule}` each and never a value; `within` is where the model stands.
+
+    FastAPI's errors begin with their place (`body`, `query`, …); for a model validated by hand say `("body",)`.
+    """
+    return [{"path": path_of((*within, *error["loc"])), "rule": _rule_of(error)} for error in errors]
 
 
-def path_of(location: Iterable[str | int]) -> str:
-    """A location as text. A name that is no plain identifier is the sender's own text and shows as `?`."""
+def path_of(location: tuple[str | int, ...]) -> str:
+    """A location as text: `$.items[3].patientId` in a body, the bare name of a parameter.
+
+    A name that is no plain identifier is the sender's own text and shows as `?`.
+    """
     path = ""
-    for part in location:
+    for part in location[1:]:
         if isinstance(part, int):
             path += f"[{part}]"
         else:
             path += f".{part if _PLAIN_NAME.fullmatch(part) else '?'}"
-    return path.removeprefix(".").removeprefix("body.").removeprefix("query.").removeprefix("path.")
+    return f"${path}" if location[0] == "body" else path.removeprefix(".")
 
 
 def _rule_of(error: Mapping[str, Any]) -> str:

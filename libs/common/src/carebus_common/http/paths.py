@@ -33,8 +33,9 @@ def percent_decode(text: str) -> str:
 
 
 def encode_segment(value: str) -> str:
-    """A value as one path segment: everything but unreserved characters percent-encoded."""
-    return quote(value, safe="")
+    """A value as one path segment: everything but unreserved characters percent-encoded, and `.` and `..` too, which
+    clients would resolve."""
+    return value.replace(".", "%2E") if value in (".", "..") else quote(value, safe="")
 
 
 def raw_path_of(scope: Scope) -> str:

@@ -56,9 +56,9 @@ def check_query(query_string: bytes, allowed: Collection[str] | None = None) -> 
         try:
             name = _decode(raw_name)
         except ValueError as error:
-            problems.append({"path": f"query[{number}]", "rule": str(error)})
+            problems.append({"path": f"[{number}]", "rule": str(error)})
             continue
-        path = path_of((name,))
+        path = path_of(("query", name))
         if name in values:
             problems.append({"path": path, "rule": "given once"})
         elif allowed is not None and name not in allowed:

@@ -146,6 +146,7 @@ class _Server(uvicorn.Server):
         )
         super().__init__(self._config)
         self._ticks: asyncio.Task[None] | None = None
+        self._queue: socket.socket | None = None
 
     async def start(self, listener: socket.socket) -> None:
         """Start accepting. Raises RuntimeError if the app's lifespan does."""
@@ -156,16 +157,15 @@ class _Server(uvicorn.Server):
             await self.startup(sockets=[listener])
         except SystemExit:
             raise RuntimeError("The app's lifespan failed to start; the log says why.") from None
+        self._queue = listener.dup()
+        self._queue.setblocking(False)
         self._ticks = asyncio.create_task(self.main_loop())
 
     async def drain(self, timeout: timedelta, forced: asyncio.Event) -> None:  # noqa: ASYNC109 - the contract
         """Accept no more, answer what comes on open connections and close each after its answer or when it idles."""
         loop = asyncio.get_running_loop()
-        # Connections the kernel has completed count as accepted: take them before the listener goes.
-        await asyncio.sleep(0)
-        for server in self.servers:
-            server.close()
         self._config.draining = True
+        await self._stop_accepting(loop)
         began = loop.time()
         for connection in self._connections():
             connection.drain()
@@ -174,6 +174,24 @@ class _Server(uvicorn.Server):
                 for connection in self._connections():
                     connection.close_if_idle()
             await asyncio.sleep(0.01)
+
+    async def _stop_accepting(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Close the listener, but serve what the kernel had completed: its client has sent a request by now.
+
+        The second descriptor keeps the queue alive while the loop lets go of the first.
+        """
+        if self._queue is None:
+            return
+        with contextlib.closing(self._queue) as queue:
+            for server in self.servers:
+                server.close()
+            waiting = list(_accepted(queue))
+        self._queue = None
+        for connection in waiting:
+            await loop.connect_accepted_socket(self._protocol, connection)
+
+    def _protocol(self) -> BoundedProtocol:
+        return BoundedProtocol(self._config, self.server_state, self.lifespan.state)
 
     async def close(self) -> None:
         """Close whatever is left and run the app's lifespan to its end."""
@@ -184,6 +202,8 @@ class _Server(uvicorn.Server):
         self._ticks = None
         for server in self.servers:
             server.close()
+        if self._queue is not None:
+            self._queue.close()
         left = list(self.server_state.tasks)
         if left:
             _log.warning("requests-cut-off", count=len(left))
@@ -198,6 +218,12 @@ class _Server(uvicorn.Server):
 
     def _connections(self) -> list[BoundedProtocol]:
         return [c for c in self.server_state.connections if isinstance(c, BoundedProtocol)]
+
+
+def _accepted(queue: socket.socket) -> Iterator[socket.socket]:
+    with contextlib.suppress(OSError):  # BlockingIOError: none is waiting
+        while True:
+            yield queue.accept()[0]
 
 
 def _management(settings: HttpSettings) -> ASGIApp:
