@@ -8,7 +8,7 @@ import uuid
 from datetime import timedelta
 from pathlib import Path
 
-from carebus_local.jars import find_java, kafka_jars
+from carebus_local.jars import are_cached, find_java, kafka_jars
 from carebus_local.net import accepts
 from carebus_local.program import Program
 
@@ -27,9 +27,10 @@ def bootstrap(port: int) -> str:
 async def program(state_dir: Path, port: int, controller_port: int) -> Program:
     """The broker's program; writes its configuration and, the first time, fetches its jars. Raises LocalError."""
     home = state_dir / "kafka"
-    config = await asyncio.to_thread(_prepare, home, port, controller_port)
-    java = await asyncio.to_thread(find_java)
-    jars = await asyncio.to_thread(kafka_jars)
+    config = _prepare(home, port, controller_port)
+    java = find_java()
+    # Without a pause if nothing is to be fetched: the broker takes longest and so should be the first to start.
+    jars = kafka_jars() if are_cached() else await asyncio.to_thread(kafka_jars)
     address = bootstrap(port)
     return Program(
         name="kafka",

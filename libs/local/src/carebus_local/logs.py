@@ -24,12 +24,12 @@ def rotate(log: Path) -> None:
     log.replace(log.with_name(f"{log.name}.1"))
 
 
-def last_lines(log: Path, count: int = 15, since: int = 0) -> str:
-    """The last lines written after byte `since`, at most 16 KiB of them."""
+def last_lines(log: Path, count: int = 15, *, since: int = 0, limit: int = 16 * 1024) -> str:
+    """The last lines that say something, written after byte `since`, at most `limit` bytes of them."""
     try:
         with log.open("rb") as file:
             end = file.seek(0, 2)
-            file.seek(max(since, end - 16 * 1024))
+            file.seek(max(since, end - limit))
             text = file.read().decode(errors="replace")
     except OSError:
         return ""

@@ -24,6 +24,7 @@ from carebus_local.supervisor import Supervisor
 
 __all__ = [
     "PARTS",
+    "USUAL_PORTS",
     "Parts",
     "Site",
     "StackUrls",
@@ -38,7 +39,7 @@ __all__ = [
 PARTS: Final = ("kafka", "store", "valkey")
 
 # Where tools look first; a checkout that comes second gets free ones.
-_USUAL: Final = {"kafka": 9092, "kafka-controller": 9093, "store": 27017, "valkey": 6379}
+USUAL_PORTS: Final = {"kafka": 9092, "kafka-controller": 9093, "store": 27017, "valkey": 6379}
 _GIVEN_BY: Final = {"kafka": "CAREBUS_KAFKA_BOOTSTRAP", "store": "CAREBUS_MONGO_URL", "valkey": "CAREBUS_REDIS_URL"}
 _GIVEN_DEADLINE_SECONDS: Final = 30
 
@@ -73,7 +74,7 @@ class Site:
 
     def port(self, name: str) -> int:
         """The port of a part (kafka, kafka-controller, store, valkey), held from now on. Raises LocalError."""
-        return self.ports.reserve(name, _USUAL[name] if self.usual_ports else None)
+        return self.ports.reserve(name, USUAL_PORTS[name] if self.usual_ports else None)
 
     def given(self, name: str) -> str | None:
         """The URL the environment gives for a part."""

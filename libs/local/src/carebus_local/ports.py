@@ -25,7 +25,7 @@ from pathlib import Path
 
 from carebus_local.errors import LocalError, PortTaken
 
-__all__ = ["Ports", "hold"]
+__all__ = ["Ports", "hold", "remembered"]
 
 HOST = "127.0.0.1"
 # Below the range the kernel takes ports of outgoing connections from (32768 and up), so that a remembered port
@@ -76,7 +76,7 @@ class Ports:
     def __init__(self, state_dir: Path, configured: Mapping[str, int] | None = None) -> None:
         self._file = state_dir / "ports.json"
         self._configured = dict(configured or {})
-        self._remembered = self._read()
+        self._remembered = remembered(state_dir)
         self._held: dict[str, tuple[int, _Held]] = {}
 
     def reserve(self, name: str, preferred: int | None = None) -> int:
@@ -109,14 +109,16 @@ class Ports:
         # Not from the bottom up: a port just given back by one run should not be what another run gets next.
         yield from random.sample(_FREE_RANGE, 200)
 
-    def _read(self) -> dict[str, int]:
-        with contextlib.suppress(OSError, ValueError):
-            found = json.loads(self._file.read_text())
-            if isinstance(found, dict):
-                return {str(name): port for name, port in found.items() if isinstance(port, int)}
-        return {}
-
     def _write(self) -> None:
         self._remembered.update({name: port for name, (port, _) in self._held.items()})
         self._file.parent.mkdir(parents=True, exist_ok=True)
         self._file.write_text(json.dumps(self._remembered, indent=2) + "\n")
+
+
+def remembered(state_dir: Path) -> dict[str, int]:
+    """The ports of the last run by name; empty if there was none."""
+    with contextlib.suppress(OSError, ValueError):
+        found = json.loads((state_dir / "ports.json").read_text())
+        if isinstance(found, dict):
+            return {str(name): port for name, port in found.items() if isinstance(port, int)}
+    return {}

@@ -12,7 +12,7 @@ from carebus_local.errors import LocalError
 from carebus_local.net import accepts
 from carebus_local.program import Program
 
-__all__ = ["check", "program", "url"]
+__all__ = ["check", "find", "program", "url"]
 
 _REPLICA_SET = "rs0"
 
@@ -25,10 +25,26 @@ def url(port: int) -> str:
 
 def program(state_dir: Path, port: int) -> Program:
     """The store's program. Raises LocalError if this machine has none."""
-    mongod = shutil.which("mongod")
-    if mongod is not None:
-        return _mongod(mongod, state_dir / "mongod", port)
-    return _secantus(_find_secantus(), state_dir / "secantus", port)
+    command = find()
+    if command == shutil.which("mongod"):
+        return _mongod(command, state_dir / "mongod", port)
+    return _secantus(command, state_dir / "secantus", port)
+
+
+def find() -> str:
+    """The store's program, in the order of preference. Raises LocalError if this machine has none."""
+    beside_python = Path(sys.executable).with_name("secantusd-py")
+    found = (
+        shutil.which("mongod")
+        or shutil.which("secantusd-rs")
+        or (str(beside_python) if beside_python.exists() else shutil.which("secantusd-py"))
+    )
+    if found is None:
+        raise LocalError(
+            "no MongoDB-compatible store: neither `mongod` nor `secantusd-rs` is on the PATH and the secantusdb "
+            "wheel is not installed. Give CAREBUS_MONGO_URL a replica set to use."
+        )
+    return found
 
 
 async def check(address: str) -> None:
@@ -63,7 +79,7 @@ def _mongod(mongod: str, home: Path, port: int) -> Program:
     )
 
 
-def _secantus(command: tuple[str, ...], home: Path, port: int) -> Program:
+def _secantus(secantusd: str, home: Path, port: int) -> Program:
     home.mkdir(parents=True, exist_ok=True)
     # Naming a file, even an empty one, keeps it from reading one of the user's.
     config = home.with_suffix(".toml")
@@ -79,7 +95,7 @@ def _secantus(command: tuple[str, ...], home: Path, port: int) -> Program:
         name="store",
         kind="part",
         command=(
-            *command,
+            secantusd,
             *("--config", str(config), "--host", "127.0.0.1", "--port", str(port)),
             *("--storage-path", str(home), "--cache-size", "512M", "--log-level", "WARNING"),
         ),
@@ -87,20 +103,6 @@ def _secantus(command: tuple[str, ...], home: Path, port: int) -> Program:
         check=listens_and_is_primary,
         stop_deadline=timedelta(seconds=20),
     )
-
-
-def _find_secantus() -> tuple[str, ...]:
-    native = shutil.which("secantusd-rs")
-    if native is not None:
-        return (native,)
-    beside_python = Path(sys.executable).with_name("secantusd-py")
-    found = str(beside_python) if beside_python.exists() else shutil.which("secantusd-py")
-    if found is None:
-        raise LocalError(
-            "no MongoDB-compatible store: neither `mongod` nor `secantusd-rs` is on the PATH and the secantusdb "
-            "wheel is not installed. Give CAREBUS_MONGO_URL a replica set to use."
-        )
-    return (found,)
 
 
 async def _hello(address: str) -> dict[str, Any]:

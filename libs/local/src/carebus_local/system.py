@@ -13,9 +13,10 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mappin
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from carebus_local import jars, keys, services, state, topics
+from carebus_local.errors import LocalError
 from carebus_local.parts import (
     PARTS,
     Site,
@@ -30,7 +31,10 @@ from carebus_local.ports import Ports
 from carebus_local.services import Planned, Service
 from carebus_local.supervisor import Supervisor
 
-__all__ = ["Progress", "System", "running"]
+__all__ = ["PORT_NAMES", "Progress", "System", "running"]
+
+# What a port may be configured for.
+PORT_NAMES: Final = ("gateway", "ingest", "processor", "claims", "kafka", "kafka-controller", "store", "valkey")
 
 # Told the name of a part or service and what became of it: "starting", "healthy", "restarting: …", …
 Progress = Callable[[str, str], None]
@@ -63,14 +67,16 @@ async def running(
     ports: Mapping[str, int] | None = None,
     log_format: str = "console",
     on_progress: Progress = lambda _name, _what: None,
-    service_list: Iterable[Service] = services.SERVICES,
+    service_list: Iterable[Service] | None = None,
 ) -> AsyncIterator[System]:
     """Start everything, each as soon as what it needs is healthy; enter when all of it is; stop all at the end.
 
-    `ports` are those to take as they are, by name (gateway, ingest, processor, claims, kafka, kafka-controller,
-    store, valkey). What dies later is started again, the parts too. Call it in the main thread's loop.
+    `ports` are those to take as they are, by a name of `PORT_NAMES`. What dies later is
+    started again, the parts too. `service_list` replaces `services.SERVICES`. Call it in the main thread's loop.
     Raises LocalError: StartFailed, PortTaken, StateDirBusy.
     """
+    if unknown := set(ports or ()) - set(PORT_NAMES):
+        raise LocalError(f"no such port: {', '.join(sorted(unknown))}; there are {', '.join(PORT_NAMES)}")
     state_dir = state_dir.absolute()  # noqa: ASYNC240 - touches no disk
     with state.lock(state_dir):
         for left in await asyncio.to_thread(state.clean_up, state_dir):
@@ -82,7 +88,7 @@ async def running(
         try:
             site = Site(state_dir, held, supervisor, os.environ)
             stack = site.urls()
-            plan = services.plan(service_list, held, {"processor": processors, "ingest": ingest})
+            plan = services.plan(service_list or services.SERVICES, held, {"processor": processors, "ingest": ingest})
             urls = {planned.name: planned.url for planned in plan if planned.name == planned.service.name}
             jwks = await asyncio.to_thread(keys.ensure_key, state_dir)
             env = stack.as_env() | services.environment(urls, jwks, log_format)

