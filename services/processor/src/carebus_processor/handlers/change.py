@@ -101,4 +101,3 @@ def _stay(patient: Patient) -> dict[str, Any] | None:
         "treatments": stay.treatment_count,
         "medications": stay.medication_count,
     }
-
