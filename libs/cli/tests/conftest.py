@@ -59,6 +59,8 @@ class FakeGateway:
                 self.in_flight -= 1
                 results = [self.item(msgspec.json.decode(line)) for line in body.splitlines()]
                 return JSONResponse({"data": results})
+            case "GET", ["events", event_id]:
+                return self.status(event_id)
             case "GET", ["patients", patient_id]:
                 return self.patient(patient_id)
             case "GET", ["patients", patient_id, "history"]:
@@ -85,6 +87,12 @@ class FakeGateway:
             "offset": len(self.log),
             "statusUrl": f"{self.url}/events/{event_id}",
         }
+
+    def status(self, event_id: str) -> Response:
+        found = [event for event in self.applied() if event["eventId"] == event_id]
+        if not found:
+            return refusal(404, "not-found")
+        return JSONResponse({"data": {"eventId": event_id, "status": "processed", "type": found[0]["type"]}})
 
     def patient(self, patient_id: str) -> Response:
         counts = Counter(event["type"] for event in self.applied() if event["patientId"] == patient_id)

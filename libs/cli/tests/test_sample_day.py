@@ -2,7 +2,7 @@ from collections import Counter, defaultdict
 from datetime import UTC, datetime
 from typing import Any
 
-from carebus_cli.sample_day import SampleEvent, sample_day
+from carebus_cli.demo.sample_day import SampleEvent, sample_day
 from carebus_common.contracts.event import SubmittedEvent
 
 DAY = sample_day("run1")

@@ -113,9 +113,16 @@ class GatewayClient:
             raise Refused(502, {"code": "bad-gateway", "message": "The answer has not one result per event."})
         return results
 
-    async def event(self, event_id: str) -> dict[str, Any]:
-        """The status of an event. Raises Refused (404 if there is none), Unreachable."""
-        found: dict[str, Any] = _data(await self._request("GET", f"/events/{_segment(event_id)}"))
+    async def event(
+        self, event_id: str, *, partition: int | None = None, offset: int | None = None
+    ) -> dict[str, Any]:
+        """The status of an event. With its receipt's place it is known from acceptance on, else once processed.
+
+        Raises Refused (404 if it is not known), Unreachable.
+        """
+        place = {"partition": partition, "offset": offset}
+        params = {name: str(value) for name, value in place.items() if value is not None}
+        found: dict[str, Any] = _data(await self._request("GET", f"/events/{_segment(event_id)}", params=params))
         return found
 
     async def patient(self, patient_id: str) -> dict[str, Any]:

@@ -1,0 +1,21 @@
+"""The commands that talk to the gateway, and the demo, for `main` to put together."""
+
+from __future__ import annotations
+
+import typer
+
+from carebus_cli.demo.command import demo
+from carebus_cli.importing import importing
+from carebus_cli.reading import events, patients
+from carebus_cli.send import send
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add `send`, `import`, `events`, `patients` and `demo`."""
+    app.command("send")(send)
+    app.add_typer(importing, name="import")
+    app.add_typer(events, name="events")
+    app.add_typer(patients, name="patients")
+    app.command("demo")(demo)
