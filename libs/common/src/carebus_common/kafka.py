@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import logging
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +24,9 @@ from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 from aiokafka.partitioner import murmur2
 
+from carebus_common import metrics
 from carebus_common.kafka_session import REFUSALS, Session
+from carebus_common.logging import get_logger
 from carebus_common.messages import Message, Receipt
 
 __all__ = ["BrokerAway", "MessageRefused", "Publisher"]
@@ -33,9 +34,10 @@ __all__ = ["BrokerAway", "MessageRefused", "Publisher"]
 # Largest message by default: the topics' max.message.bytes less the batch's own header.
 MAX_MESSAGE_BYTES: Final = 1024 * 1024 - 1024
 _RECORD_OVERHEAD: Final = 64
+_CONNECT_WITHIN: Final = timedelta(seconds=3)
 _PROBE_AFTER: Final = timedelta(seconds=2)
 _REBUILD_PAUSE: Final = timedelta(seconds=0.5)
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 
 class BrokerAway(Exception):
@@ -273,42 +275,47 @@ class Publisher:
             )
 
     def _acknowledge(self, session: Session, lane: _Lane, node: int, result: asyncio.Future[Any]) -> None:
-        error = result.exception() if not result.cancelled() else None
+        error = None if result.cancelled() else result.exception()
         if session is not self._session:
             return
-        sent, lane.sending = lane.sending, []
-        if result.cancelled() or (error is not None and not isinstance(error, REFUSALS)):
-            lane.sending = sent
+        if isinstance(error, REFUSALS):
+            self._refuse(session, lane, error)
+        elif error is not None or result.cancelled():
             self._break(f"the broker's answer breaks the producer: {type(error).__name__}")
             return
-        loop = asyncio.get_running_loop()
-        self._busy[node] -= 1
-        self._last_ack = loop.time()
-        if error is not None:
-            session.take_back(lane.partition, len(sent))
-            if len(sent) > 1:
-                for entry in sent:
-                    entry.alone = True
-                lane.waiting.extendleft(reversed(sent))
-                self._ready[lane] = None
-            else:
-                self._settle(sent[0], MessageRefused(f"the broker refuses the message: {type(error).__name__}"))
+        elif result.result().offset < 0:
+            # Stored by an earlier attempt, the broker no longer knows where: there is no receipt to give.
+            self._break("the broker does not say where it stored a batch")
+            return
         else:
-            record = result.result()
-            partition, offset = record.partition, record.offset
-            if offset < 0:
-                # Stored before, but the broker no longer knows where: there is no receipt to give.
-                lane.sending = sent
-                self._break("the broker does not say where it stored a batch")
-                return
-            for number, entry in enumerate(sent):
-                self._settle(entry, Receipt(partition, offset + number))
+            self._receipt(lane, result.result().offset)
+        self._busy[node] -= 1
         while self._unacknowledged and self._unacknowledged[0].outcome.done():
             self._unacknowledged.popleft()
         if self._room:
             self._wake_waiters()
         if self._ready and not self._busy[node]:
-            self._flush_soon(loop)
+            self._flush_soon(asyncio.get_running_loop())
+
+    def _receipt(self, lane: _Lane, offset: int) -> None:
+        sent, lane.sending = lane.sending, []
+        self._last_ack = asyncio.get_running_loop().time()
+        # One observation a batch, of the message that waited longest: one each would cost more than sending.
+        metrics.PUBLISH_SECONDS.labels(lane.partition.topic).observe(self._last_ack - sent[0].deadline + self._seconds)
+        for number, entry in enumerate(sent):
+            self._settle(entry, Receipt(lane.partition.partition, offset + number))
+
+    def _refuse(self, session: Session, lane: _Lane, error: BaseException) -> None:
+        """The broker took nothing of a batch: refuse its only message, or send each alone to find the culprit."""
+        sent, lane.sending = lane.sending, []
+        session.take_back(lane.partition, len(sent))
+        if len(sent) == 1:
+            self._settle(sent[0], MessageRefused(f"the broker refuses the message: {type(error).__name__}"))
+            return
+        for entry in sent:
+            entry.alone = True
+        lane.waiting.extendleft(reversed(sent))
+        self._ready[lane] = None
 
     def _settle(self, entry: _Entry, outcome: Outcome) -> None:
         self._messages -= 1
@@ -342,8 +349,10 @@ class Publisher:
         lost = [entry for lane in self._lanes.values() for entry in (*lane.sending, *lane.waiting)]
         for entry in lost:
             self._settle(entry, BrokerAway(reason))
+        metrics.BROKER_AVAILABLE.set(0)
         if not self._stopping:
-            _log.warning("kafka publisher: gave a producer up: %s; %d messages unanswered", reason, len(lost))
+            metrics.PRODUCER_REBUILDS.inc()
+            _log.warning("producer-given-up", reason=reason, unanswered=len(lost))
         room = self._room
         self._forget()
         self._room = room
@@ -404,11 +413,11 @@ class Publisher:
                     self._bootstrap,
                     client_id=self._client_id,
                     topics=sorted(self._known_topics),
-                    within=max(self._deadline, timedelta(seconds=1)),
+                    within=_CONNECT_WITHIN,
                 )
             except (KafkaError, OSError, TimeoutError) as error:
                 if not self._attempted.is_set():
-                    _log.warning("kafka publisher: no broker yet: %s", type(error).__name__)
+                    _log.warning("broker-away", error=type(error).__name__)
                 self._attempted.set()
                 await asyncio.sleep(_REBUILD_PAUSE.total_seconds())
                 continue
@@ -418,8 +427,8 @@ class Publisher:
             session.on_metadata(self._map_routes)
             self._map_routes()
             self._attempted.set()
-            if self._breaks:
-                _log.warning("kafka publisher: a new producer is ready")
+            metrics.BROKER_AVAILABLE.set(1)
+            _log.info("producer-ready", rebuilds=self._breaks)
             await self._watch(session)
             await session.closed()
             # A producer that breaks as soon as it is built must not be rebuilt in a tight loop.
@@ -442,7 +451,7 @@ class Publisher:
                 if session.failed:
                     self._break("its sender died")
                 elif loop.time() - self._last_ack >= _PROBE_AFTER.total_seconds():
-                    answers = await session.alive(self._deadline)
+                    answers = await session.alive(min(self._deadline, _CONNECT_WITHIN))
                     if not answers and self._session is session:
                         self._break("the broker does not answer")
         finally:

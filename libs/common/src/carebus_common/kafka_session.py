@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import socket
 import struct
 from collections.abc import Callable, Sequence
@@ -34,7 +33,6 @@ MAX_BATCH_BYTES: Final = 512 * 1024
 REFUSALS: Final = (MessageSizeTooLargeError, RecordListTooLargeError, InvalidTimestampError)
 
 _NO_LINGER: Final = struct.pack("ii", 1, 0)
-_log = logging.getLogger(__name__)
 
 
 class Session:
