@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Self
 
@@ -25,9 +26,13 @@ class Lag:
 
 
 class LagReader:
-    """Use as an async context manager. Raises KafkaError on entering if the broker does not answer."""
+    """Of `groups`, each with the topic it reads; an async context manager.
 
-    def __init__(self, bootstrap: str) -> None:
+    Raises KafkaError on entering if the broker does not answer.
+    """
+
+    def __init__(self, bootstrap: str, groups: Mapping[str, str] = GROUPS) -> None:
+        self._groups = groups
         self._admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap, client_id="carebus-demo")
         self._consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, client_id="carebus-demo", group_id=None)
 
@@ -45,8 +50,8 @@ class LagReader:
         await self._admin.close()
 
     async def read(self) -> dict[str, Lag]:
-        """The lag of each of `GROUPS`, now. Raises KafkaError while the broker is away."""
-        return {group: await self._read(group, topic) for group, topic in GROUPS.items()}
+        """The lag of each group, now. Raises KafkaError while the broker is away, or has no group yet."""
+        return {group: await self._read(group, topic) for group, topic in self._groups.items()}
 
     async def _read(self, group: str, topic: str) -> Lag:
         described = await self._admin.describe_topics([topic])
