@@ -197,8 +197,8 @@ class _Server(uvicorn.Server):
         """Close whatever is left and run the app's lifespan to its end."""
         if self._ticks is None:
             return
-        self.should_exit = True
-        await self._ticks
+        self._ticks.cancel()
+        await asyncio.gather(self._ticks, return_exceptions=True)
         self._ticks = None
         for server in self.servers:
             server.close()
