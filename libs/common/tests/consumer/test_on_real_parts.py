@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import random
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
-from carebus_common.consumer import Change, Delivery, Limits, State
+import pytest
+
+from carebus_common.consumer import Change, Delivery, Limits, Position, State
+from carebus_common.consumer.lanes import PatientRow
+from carebus_common.consumer.store import Moved, PatientWrite, Writes
 from carebus_common.contracts.event import MedicalEvent
+from carebus_common.kafka import Publisher
 from carebus_common.messages import Message
+from carebus_local.testing import create_topic
 
 from .conftest import World, appending, event, eventually, of_patient
 
@@ -252,3 +259,42 @@ async def test_two_owners_of_one_partition_cannot_both_change_a_patient(world: W
             await world.wait_for_inbox(100)
     assert await world.seen() == list(range(100))
     assert await world.inbox_count() == 100
+
+
+async def test_two_writers_of_one_patient_lose_no_update(world: World) -> None:
+    """Two consumers of different topics share a store, as when a patient's events come by two partitions."""
+    other = replace(world, topic=f"{world.topic}-other", group=f"{world.group}-other")
+    await create_topic(world.stack.kafka_bootstrap, other.topic, 4)
+    other.publisher = Publisher(world.stack.kafka_bootstrap, client_id="other", topics=[other.topic])
+    await other.publisher.start()
+    async with world.consuming(), other.consuming():
+        for n in range(0, 300, 10):
+            await asyncio.gather(
+                world.send(*(event(n=m) for m in range(n, n + 10))),
+                other.send(*(event(n=m) for m in range(1000 + n, 1010 + n))),
+            )
+        await world.wait_for_inbox(600)
+    await other.publisher.stop()
+    seen = await world.seen()
+    assert sorted(seen) == [*range(300), *range(1000, 1300)]
+    assert [n for n in seen if n < 1000] == list(range(300))
+
+
+async def test_a_patient_row_that_is_not_as_it_was_read_is_not_written(world: World) -> None:
+    store = world.store()
+
+    def write(read: PatientRow, offset: int) -> Writes:
+        new = PatientRow(Position("t", 0, offset), parked=False, state={"offset": offset})
+        inbox = {"_id": f"org/{offset}", "marker": True}
+        return Writes(inbox=[inbox], patients=[PatientWrite("org/p", "org", "p", read, new)])
+
+    nothing = PatientRow(None, parked=False, state=None)
+    await store.write(write(nothing, 1))
+    (first,) = (await store.patient_rows(["org/p"])).values()
+    await store.write(write(first, 2))
+    (second,) = (await store.patient_rows(["org/p"])).values()
+    for stale in (nothing, first, replace(second, parked=True)):
+        with pytest.raises(Moved):
+            await store.write(write(stale, 3))
+    assert (await store.patient_rows(["org/p"])) == {"org/p": second}
+    assert await world.inbox_count() == 2

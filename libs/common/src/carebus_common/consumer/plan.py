@@ -200,7 +200,7 @@ def _behind(record: Record[E], row: PatientRow | None) -> bool:
     applied = row.position if row else None
     return (
         applied is not None
-        and record.position.partition == applied.partition
+        and (record.position.topic, record.position.partition) == (applied.topic, applied.partition)
         and record.position.offset <= applied.offset
     )
 

@@ -54,12 +54,15 @@ FETCHING: Final[dict[str, Any]] = {
 
 def kafka_broker(settings: KafkaSettings, *, client_id: str) -> KafkaBroker:
     """FastStream's broker; it connects when started. New topics are noticed within ten seconds."""
+    logger = logging.getLogger("faststream.kafka")
+    # It warns at each start that it will not create topics, and tells of every assignment: noise.
+    logger.setLevel(logging.ERROR)
     return KafkaBroker(
         settings.kafka_bootstrap,
         client_id=client_id,
         metadata_max_age_ms=10_000,
         consumer_only=True,
-        logger=logging.getLogger("faststream.kafka"),
+        logger=logger,
         log_level=logging.DEBUG,
     )
 
