@@ -58,3 +58,8 @@ async def test_events_of_types_without_a_count_of_their_own_are_counted_too() ->
 
     counts = await wait_for_counts(Many(), {"a": 7}, stall_after=1)
     assert counts["a"].total() == 7
+
+
+async def test_an_event_applied_again_after_all_seemed_complete_shows() -> None:
+    counts = await wait_for_counts(Slow(4), {"a": 3}, stall_after=5)
+    assert counts == {"a": Counter({"observation": 4})}
