@@ -1,0 +1,100 @@
+"""What a processed event means to claims: a line in the patient's history and the patient's summary.
+
+Pure: from the state before and the event to the rows after. The runtime writes them, both or neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from carebus_common.consumer.change import Change, Delivery, State
+from carebus_common.contracts.event import canonical_type
+from carebus_common.contracts.processed import Flag, ProcessedEvent, Stay
+
+__all__ = ["MAX_FLAGS", "MAX_TYPES", "record_history"]
+
+Document = dict[str, Any]
+
+# A patient may have millions of events; the summary keeps this much of them, and the history keeps all.
+MAX_FLAGS: Final = 20
+MAX_TYPES: Final = 200
+# Codes and locations come from senders, who may put 256 KiB there.
+_MAX_TEXT: Final = 256
+
+
+def record_history(state: State | None, delivery: Delivery[ProcessedEvent]) -> Change:
+    """The event as a row of `patient_histories`, and the patient's summary with the event counted in.
+
+    Row: `{type, canonicalType, ts, receivedAt, data, processing: {status, message, late, flags, processedAt},
+    stay}`. State: `{stay, flags (newest first, at most 20), flagTotal, types: [{type, count}] (at most 200),
+    otherTypes, eventTotal, lateTotal, oldestTs, newestTs, firstSeenAt, lastSeenAt}`; `firstSeenAt` and `lastSeenAt` are
+    times of receipt.
+    """
+    event = delivery.event
+    return Change(row=_history_row(event), state=_summary(state or {}, event))
+
+
+def _history_row(event: ProcessedEvent) -> Document:
+    processing = event.processing
+    return {
+        "type": event.type,
+        "canonicalType": canonical_type(event.type),
+        "ts": event.ts,
+        "receivedAt": event.received_at,
+        "data": event.data,
+        "processing": {
+            "status": processing.status,
+            "message": processing.message,
+            "late": processing.late,
+            "flags": [flag.model_dump(by_alias=True) for flag in processing.flags],
+            "processedAt": processing.processed_at,
+        },
+        "stay": event.stay.model_dump(by_alias=True) if event.stay else None,
+    }
+
+
+def _summary(before: Mapping[str, Any], event: ProcessedEvent) -> Document:
+    flags = event.processing.flags
+    types, other = _counted(before.get("types", ()), before.get("otherTypes", 0), canonical_type(event.type))
+    return {
+        # The events come in the patient's order, so the stay of the latest one is the current one.
+        "stay": _short_stay(event.stay),
+        "flags": [*(_short_flag(event, flag) for flag in flags[:MAX_FLAGS]), *before.get("flags", ())][:MAX_FLAGS],
+        "flagTotal": before.get("flagTotal", 0) + len(flags),
+        "types": types,
+        "otherTypes": other,
+        "eventTotal": before.get("eventTotal", 0) + 1,
+        "lateTotal": before.get("lateTotal", 0) + event.processing.late,
+        "oldestTs": min(before.get("oldestTs", event.ts), event.ts),
+        "newestTs": max(before.get("newestTs", event.ts), event.ts),
+        "firstSeenAt": before.get("firstSeenAt", event.received_at),
+        "lastSeenAt": event.received_at,
+    }
+
+
+def _counted(types: Sequence[Mapping[str, Any]], other: int, counted: str) -> tuple[list[Document], int]:
+    """The counts with one more of `counted`. A list, for a type may hold a dot and MongoDB's keys may not."""
+    if any(entry["type"] == counted for entry in types):
+        return [{**entry, "count": entry["count"] + (entry["type"] == counted)} for entry in types], other
+    if len(types) < MAX_TYPES:
+        return [*map(dict, types), {"type": counted, "count": 1}], other
+    return [*map(dict, types)], other + 1
+
+
+def _short_flag(event: ProcessedEvent, flag: Flag) -> Document:
+    document = flag.model_dump(by_alias=True)
+    return {
+        **document,
+        "code": flag.code[:_MAX_TEXT],
+        "unit": flag.unit[:_MAX_TEXT] if flag.unit else flag.unit,
+        "eventId": str(event.event_id),
+        "ts": event.ts,
+    }
+
+
+def _short_stay(stay: Stay | None) -> Document | None:
+    if stay is None:
+        return None
+    location = stay.location[:_MAX_TEXT] if stay.location else stay.location
+    return {**stay.model_dump(by_alias=True), "location": location}

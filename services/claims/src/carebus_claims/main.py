@@ -1,0 +1,81 @@
+"""Starts claims: the only place that opens connections."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from pymongo.errors import PyMongoError
+
+from carebus_claims.repository import HISTORIES, PATIENTS, HistoryRepository
+from carebus_claims.routes import history_routes, store_check
+from carebus_claims.settings import Settings
+from carebus_claims.subscribers import consumer_check, subscribe, subscription
+from carebus_common import logging, mongo, tracing
+from carebus_common.auth import TokenVerifier
+from carebus_common.consumer import OrderedConsumer, Store
+from carebus_common.consumer.service import consume, kafka_broker
+from carebus_common.http import create_app, health_route
+from carebus_common.http.cursor import CursorCodec
+from carebus_common.http.server import run, serve
+from carebus_common.jwks import key_source
+from carebus_common.messages import Message, Receipt
+
+log = logging.get_logger("carebus_claims")
+
+
+async def main(settings: Settings, stop: asyncio.Event | None = None) -> None:
+    """Serve and consume until SIGTERM, SIGINT or `stop`. Kafka, the store and the keys may come later."""
+    stop = stop or asyncio.Event()
+    keys = key_source(settings.jwks)
+    client = mongo.connect(settings, app_name="carebus-claims")
+    database = client[settings.claims_database]
+    repository = HistoryRepository(database, timeout=settings.read_timeout)
+    consumer = OrderedConsumer(
+        subscription(settings.claims_group, settings.claims_topic),
+        Store(database, inbox=HISTORIES, patients=PATIENTS),
+        _NothingToPublish(),
+    )
+    broker = kafka_broker(settings, client_id="carebus-claims")
+    subscribe(broker, consumer)
+
+    app = create_app(title="Carebus claims", version="1.0.0", settings=settings, verifier=TokenVerifier(keys, settings))
+    app.include_router(history_routes(repository, CursorCodec.of(settings, service="claims")))
+    checks = {"store": store_check(repository), "consumer": consumer_check(consumer)}
+    app.get("/health", include_in_schema=False)(health_route(checks))
+
+    await keys.start()
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(_create_indexes(repository, stop))
+            tasks.create_task(consume(broker, consumer, stop))
+            await serve(app, settings, stop=stop)
+            stop.set()
+    finally:
+        await keys.stop()
+        await client.close()
+
+
+async def _create_indexes(repository: HistoryRepository, stop: asyncio.Event) -> None:
+    """Create them when the store is there; what runs meanwhile is right without them, only slower."""
+    while not stop.is_set():
+        try:
+            await repository.create_indexes()
+            return
+        except PyMongoError as error:
+            log.warning("indexes-wait-for-store", error=type(error).__name__)
+            await asyncio.sleep(1)
+
+
+class _NothingToPublish:
+    """Histories end here: `record_history` emits nothing, so there is no producer to open."""
+
+    async def publish_each(self, messages: Sequence[Message]) -> Sequence[Receipt]:
+        raise AssertionError(f"claims has no producer for {len(messages)} messages")
+
+
+if __name__ == "__main__":
+    _settings = Settings()
+    logging.configure(_settings, service="claims")
+    tracing.configure("claims")
+    run(main(_settings))

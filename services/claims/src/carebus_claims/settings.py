@@ -1,0 +1,21 @@
+"""What claims is configured with, from `CAREBUS_*` variables."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from pydantic import Field
+
+from carebus_common.contracts.topics import EVENTS_PROCESSED
+from carebus_common.settings import HttpSettings, KafkaSettings, MongoSettings, TokenSettings
+
+__all__ = ["Settings"]
+
+
+class Settings(HttpSettings, KafkaSettings, MongoSettings, TokenSettings):
+    port: int = Field(default=8003, ge=0, le=65535)
+    claims_database: str = "carebus_claims"
+    claims_topic: str = EVENTS_PROCESSED.name
+    claims_group: str = "carebus-claims"
+    # A reader would rather hear 503 than wait; the gateway gives up on a read after 10 s.
+    read_timeout: timedelta = timedelta(seconds=2)
