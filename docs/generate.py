@@ -10,10 +10,36 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from prometheus_client.metrics import MetricWrapperBase
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
 
-from carebus_common.contracts.topics import TOPICS, TopicDefinition
+import carebus_claims.settings
+import carebus_claims.subscribers
+import carebus_processor.settings
+import carebus_processor.subscribers
+from carebus_common import metrics
+from carebus_common.contracts.event import SCHEMA_VERSION, MedicalEvent
+from carebus_common.contracts.processed import ProcessedEvent
+from carebus_common.contracts.topics import EVENTS, EVENTS_PROCESSED, TOPICS, TopicDefinition
 
 ROOT = Path(__file__).parents[1]
+
+# What is on each topic today, and who puts it there; who takes it is asked of the services themselves.
+MESSAGES: dict[str, type[BaseModel]] = {EVENTS.name: MedicalEvent, EVENTS_PROCESSED.name: ProcessedEvent}
+SENDERS = {"ingest": EVENTS.name, "processor": EVENTS_PROCESSED.name}
+
+HEADERS: dict[str, str] = {
+    "ce_specversion": "CloudEvents version, 1.0.",
+    "ce_id": "The eventId; a repeated message has the same one.",
+    "ce_source": "Where the event came from.",
+    "ce_type": "What it is.",
+    "ce_time": "When it happened, RFC 3339.",
+    "content-type": "application/json",
+    "organizationId": "The tenant, from the sender's token.",
+    "schemaVersion": f"Of the value: {SCHEMA_VERSION}.",
+    "traceparent": "W3C trace context.",
+}
 
 
 def topics() -> str:
@@ -30,12 +56,128 @@ def configuration(topic: TopicDefinition) -> dict[str, str]:
     return {"retention.ms": str(int(topic.retention.total_seconds() * 1000)), **topic.settings}
 
 
+def asyncapi() -> str:
+    """`docs/asyncapi.yaml`: every topic, what is on it, who sends and who receives."""
+    _, schemas = models_json_schema(
+        [(model, "validation") for model in MESSAGES.values()], ref_template="#/components/schemas/{model}"
+    )
+    document = {
+        "asyncapi": "3.0.0",
+        "info": {
+            "title": "Carebus",
+            "version": "1.0.0",
+            "description": "Medical events: each accepted one once, in its patient's order. Keys are patient ids.",
+        },
+        "defaultContentType": "application/json",
+        "channels": {topic.name: channel(topic) for topic in TOPICS},
+        "operations": operations(),
+        "components": {
+            "messages": {model.__name__: message(model) for model in MESSAGES.values()},
+            "schemas": schemas["$defs"],
+        },
+    }
+    return as_yaml(document)
+
+
+def channel(topic: TopicDefinition) -> dict[str, Any]:
+    model = MESSAGES.get(topic.name)
+    configured: dict[str, Any] = {name: int(value) for name, value in configuration(topic).items() if value.isdigit()}
+    configured["cleanup.policy"] = topic.settings.get("cleanup.policy", "delete").split(",")
+    carried = {model.__name__: {"$ref": f"#/components/messages/{model.__name__}"}} if model else {}
+    return {
+        "address": topic.name,
+        "description": (model.__doc__ or "").strip() if model else "Reserved: nothing is published here yet.",
+        "messages": carried,
+        "bindings": {
+            "kafka": {
+                "topic": topic.name,
+                "partitions": topic.partitions,
+                "topicConfiguration": configured,
+                "bindingVersion": "0.5.0",
+            }
+        },
+    }
+
+
+def operations() -> dict[str, Any]:
+    sends = {f"{service}.send": operation("send", topic) for service, topic in SENDERS.items()}
+    receives = {
+        f"{service}.receive": {
+            **operation("receive", topic),
+            "bindings": {"kafka": {"groupId": {"type": "string", "enum": [group]}, "bindingVersion": "0.5.0"}},
+        }
+        for service, topic, group in subscriptions()
+    }
+    return dict(sorted((sends | receives).items()))
+
+
+def subscriptions() -> list[tuple[str, str, str]]:
+    """Service, topic and consumer group of every subscriber, with default settings."""
+    claims = carebus_claims.settings.Settings(jwks="-")
+    processor = carebus_processor.settings.Settings(jwks="-")
+    to_claims = carebus_claims.subscribers.subscription(claims.claims_group, claims.claims_topic)
+    to_processor = carebus_processor.subscribers.subscription(processor.consumer_group)
+    return [
+        ("claims", to_claims.topic, to_claims.group),
+        ("processor", to_processor.topic, to_processor.group),
+    ]
+
+
+def operation(action: str, topic: str) -> dict[str, Any]:
+    # `/` and `~` alone need escaping in a JSON pointer; a topic's name has neither.
+    return {
+        "action": action,
+        "channel": {"$ref": f"#/channels/{topic}"},
+        "messages": [{"$ref": f"#/channels/{topic}/messages/{MESSAGES[topic].__name__}"}],
+    }
+
+
+def message(model: type[BaseModel]) -> dict[str, Any]:
+    return {
+        "name": model.__name__,
+        "contentType": "application/json",
+        "headers": {
+            "type": "object",
+            "properties": {name: {"type": "string", "description": text} for name, text in HEADERS.items()},
+        },
+        "payload": {"$ref": f"#/components/schemas/{model.__name__}"},
+        "bindings": {
+            "kafka": {
+                "key": {"type": "string", "description": "The patientId's UTF-8 bytes."},
+                "bindingVersion": "0.5.0",
+            }
+        },
+    }
+
+
+def metrics_page() -> str:
+    """`docs/metrics.md`: the list in carebus_common/metrics.py."""
+    lines = [
+        "# Metrics",
+        "",
+        "Every service serves them at `/metrics` on its management port. Generated by `make docs` from",
+        "`carebus_common/metrics.py`, whose comments say more.",
+        "",
+        "| metric | type | labels | what |",
+        "|---|---|---|---|",
+    ]
+    found = [thing for thing in vars(metrics).values() if isinstance(thing, MetricWrapperBase)]
+    for metric in found:
+        (family,) = metric.describe()
+        suffix = "_total" if family.type == "counter" else ""
+        labels = ", ".join(f"`{label}`" for label in metric._labelnames)
+        lines.append(f"| `{family.name}{suffix}` | {family.type} | {labels} | {family.documentation} |")
+    return "\n".join(lines) + "\n"
+
+
 def as_yaml(document: Any) -> str:
     return yaml.safe_dump(document, sort_keys=False, width=120, allow_unicode=True)
 
 
 DOCUMENTS: dict[str, Callable[[], str]] = {
     "deploy/kafka/topics.yaml": topics,
+    "docs/asyncapi.yaml": asyncapi,
+    "docs/metrics.md": metrics_page,
 }
 
 
