@@ -93,7 +93,7 @@ def _print_log(path: Path, lines: int, *, follow: bool) -> None:
     try:
         end = file.seek(0, 2)
         if lines:
-            typer.echo(last_lines(path, count=lines, limit=8 * 1024 * 1024))
+            typer.echo(last_lines(path, lines))
         while follow:
             end, file = _print_new(path, file, end)
             time.sleep(0.1)

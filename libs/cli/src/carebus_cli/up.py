@@ -18,7 +18,7 @@ from carebus_cli.meter import stderr, stdout
 from carebus_cli.progress import Waiting
 from carebus_local import state
 from carebus_local.errors import LocalError
-from carebus_local.logs import last_lines, log_path, rotate
+from carebus_local.logs import last_words, log_path, rotate
 from carebus_local.system import PORT_NAMES, running
 
 __all__ = ["down", "up"]
@@ -157,7 +157,7 @@ def _detach(state_dir: Path, options: list[str]) -> None:
                 if now.ready:
                     break
             if child.poll() is not None:
-                raise LocalError(f"{last_lines(log, count=40)}\nThe supervisor's log: {log}")
+                raise LocalError(f"{last_words(log)}\nThe supervisor's log: {log}")
             time.sleep(0.05)
             waiting.tick()
     for name, url in now.urls.items():

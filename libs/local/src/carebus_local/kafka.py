@@ -79,6 +79,7 @@ def _prepare(home: Path, port: int, controller_port: int) -> Path:
         # quorum, because a dynamic one stores its voters' ports in the log and so cannot move to another port.
         meta.write_text(f"version=1\ncluster.id={_random_id()}\nnode.id=1\ndirectory.id={_random_id()}\n")
     config = home / "server.properties"
+    # The session timeout is how long a broker that was killed waits at its return for its own ghost to be fenced.
     config.write_text(
         f"""process.roles=broker,controller
 node.id=1
@@ -88,6 +89,8 @@ listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}
 advertised.listeners=PLAINTEXT://127.0.0.1:{port}
 listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
 log.dirs={data}
+broker.session.timeout.ms=3000
+broker.heartbeat.interval.ms=500
 auto.create.topics.enable=false
 group.initial.rebalance.delay.ms=0
 offsets.topic.replication.factor=1

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from carebus_local.errors import StartFailed
 from carebus_local.identity import identify
-from carebus_local.logs import last_lines, log_path, rotate
+from carebus_local.logs import last_words, log_path, rotate
 from carebus_local.program import Check, Kind, Program
 from carebus_local.state import Health, Status
 
@@ -177,7 +177,7 @@ class _Child:
                 await asked
 
     def _failure(self, why: str) -> StartFailed:
-        tail = last_lines(self._log, since=self._log_start)
+        tail = last_words(self._log, since=self._log_start)
         return StartFailed(self.program.name, why, log=self._log, last_lines=tail)
 
     async def _keep(self) -> None:

@@ -8,13 +8,17 @@ import os
 import secrets
 import socket
 import tempfile
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from carebus_local.parts import StackUrls, running_parts
 
-__all__ = ["create_topic", "random_name", "stack_for_tests"]
+__all__ = ["create_topic", "eventually", "random_name", "stack_for_tests"]
+
+T = TypeVar("T")
 
 _DOCKER_SOCKET = "/var/run/docker.sock"
 
@@ -60,6 +64,22 @@ async def create_topic(bootstrap: str, name: str, partitions: int = 12) -> None:
         await admin.close()
 
 
+async def eventually(look: Callable[[], T | Awaitable[T]], seconds: float = 15) -> T:
+    """What `look` returns once it is true; asks every 20 ms. Fails with what it returned or raised last."""
+    last: object = None
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        try:
+            found = look()
+            last = result = await found if isinstance(found, Awaitable) else found
+            if result:
+                return result
+        except Exception as error:
+            last = error
+        await asyncio.sleep(0.02)
+    raise AssertionError(f"not within {seconds:g} s; last: {last!r}")
+
+
 def random_name(prefix: str) -> str:
     """A name nobody else uses, good for a topic, a consumer group, a database and an organization."""
     return f"{prefix}-{secrets.token_hex(6)}"
@@ -98,7 +118,7 @@ def _start_containers(containers: ExitStack, given: dict[str, str | None]) -> St
 
     bootstrap, mongo_url, redis_url = given.values()
     if not bootstrap:
-        kafka = containers.enter_context(KafkaContainer("apache/kafka:4.1.0").with_kraft())
+        kafka = containers.enter_context(KafkaContainer("apache/kafka:4.4.0").with_kraft())
         bootstrap = kafka.get_bootstrap_server()
     if not mongo_url:
         mongo = containers.enter_context(MongoDbContainer("mongo:8.0").with_command("--replSet rs0"))
