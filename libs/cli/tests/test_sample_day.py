@@ -4,6 +4,7 @@ from typing import Any
 
 from carebus_cli.demo.sample_day import SampleEvent, sample_day
 from carebus_common.contracts.event import SubmittedEvent
+from carebus_common.contracts.event_types import data_errors
 
 DAY = sample_day("run1")
 
@@ -89,4 +90,5 @@ def test_some_results_and_measurements_lie_outside_their_range() -> None:
 
 def test_every_event_is_one_that_ingest_takes() -> None:
     for event in DAY:
-        SubmittedEvent.model_validate(event.body)
+        submitted = SubmittedEvent.model_validate(event.body)
+        assert data_errors(submitted.type, submitted.data) == []

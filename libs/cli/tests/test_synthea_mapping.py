@@ -8,6 +8,7 @@ import pytest
 from carebus_cli.synthea.mapping import MappedEvent, events_of
 from carebus_cli.synthea.reader import BadRow, Row
 from carebus_common.contracts.event import SubmittedEvent
+from carebus_common.contracts.event_types import data_errors
 
 ENCOUNTER = {
     "Id": "e1",
@@ -61,6 +62,7 @@ def test_an_encounter_opens_a_stay_at_its_start_and_closes_it_at_its_stop() -> N
     assert admission["data"] == {
         "encounterId": "e1",
         "code": "50849002",
+        "system": "http://snomed.info/sct",
         "description": "Emergency room admission",
         "encounterClass": "emergency",
         "facilityId": "o1",
@@ -91,6 +93,7 @@ def test_a_vital_sign_without_a_field_of_its_own_keeps_code_value_and_unit() -> 
     assert body(event)["data"] == {
         "encounterId": "e1",
         "code": "29463-7",
+        "system": "http://loinc.org",
         "description": "Body Weight",
         "category": "vital-signs",
         "value": 72.9,
@@ -111,6 +114,11 @@ def test_the_category_of_an_observation_decides_its_type(category: str, expected
 def test_a_text_value_stays_text() -> None:
     (event,) = mapped(row("observations", OBSERVATION, CATEGORY="laboratory", VALUE="12", TYPE="text"))
     assert body(event)["data"]["value"] == "12"
+
+
+def test_an_observation_that_is_not_coded_in_loinc_names_no_system() -> None:
+    (event,) = mapped(row("observations", OBSERVATION, CATEGORY="", CODE="QALY"))
+    assert "system" not in body(event)["data"]
 
 
 def test_a_condition_happens_at_the_start_of_its_encounter_if_that_began_on_the_same_day() -> None:
@@ -157,3 +165,4 @@ def test_every_event_is_one_that_ingest_takes() -> None:
             submitted = SubmittedEvent.model_validate(body(event))
             assert submitted.event_id == event.event_id
             assert submitted.patient_id == event.patient_id == "p1"
+            assert data_errors(submitted.type, submitted.data) == []

@@ -11,6 +11,7 @@ import pytest
 from carebus_cli.synthea.plan import plan
 from carebus_cli.synthea.reader import BadRow, MissingFile
 from carebus_common.contracts.event import SubmittedEvent
+from carebus_common.contracts.event_types import data_errors
 
 SAMPLE = Path(__file__).parent / "data" / "synthea"
 
@@ -57,7 +58,8 @@ def test_every_row_makes_its_events_and_the_counts_per_type_are_those_of_the_csv
 
 def test_all_events_of_the_sample_are_valid_submissions() -> None:
     for event in plan(SAMPLE).events:
-        SubmittedEvent.model_validate_json(event.body)
+        submitted = SubmittedEvent.model_validate_json(event.body)
+        assert data_errors(submitted.type, submitted.data) == []
 
 
 def test_events_come_in_time_order() -> None:

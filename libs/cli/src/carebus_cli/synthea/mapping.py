@@ -48,6 +48,15 @@ _VITAL_SIGNS: Final = {
     "2708-6": "oxygenSaturation",
     "59408-5": "oxygenSaturation",
 }
+# The code systems of files without a SYSTEM column, as the data dictionary names them.
+_SYSTEMS: Final = {
+    "encounters": "http://snomed.info/sct",
+    "immunizations": "http://hl7.org/fhir/sid/cvx",
+    "medications": "http://www.nlm.nih.gov/research/umls/rxnorm",
+    "observations": "http://loinc.org",
+}
+# Synthea also codes a few observations in no system, such as QALY.
+_LOINC: Final = re.compile(r"^\d{1,7}-\d$")
 _OBSERVATION_TYPES: Final = {"laboratory": "lab-result", "vital-signs": "vital-signs"}
 _TYPES: Final[dict[str, tuple[str, ...]]] = {
     "encounters": ("admission", "discharge"),
@@ -166,7 +175,7 @@ def _data(row: Row, encounter_id: str) -> dict[str, Any]:
     data: dict[str, Any] = {
         "encounterId": encounter_id,
         "code": values["CODE"],
-        "system": values.get("SYSTEM"),
+        "system": values.get("SYSTEM") or _system(row),
         "description": values["DESCRIPTION"],
         "reasonCode": values.get("REASONCODE"),
         "reasonDescription": values.get("REASONDESCRIPTION"),
@@ -186,6 +195,12 @@ def _data(row: Row, encounter_id: str) -> dict[str, Any]:
             if measure and values["CATEGORY"] == "vital-signs":
                 data[measure] = data["value"]
     return {name: value for name, value in data.items() if value not in (None, "")}
+
+
+def _system(row: Row) -> str | None:
+    if row.file == "observations" and not _LOINC.match(row.values["CODE"]):
+        return None
+    return _SYSTEMS.get(row.file)
 
 
 def _value(row: Row) -> float | str:
