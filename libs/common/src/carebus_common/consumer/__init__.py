@@ -2,7 +2,8 @@
 
 from carebus_common.consumer.change import Change, Delivery, Handler, PatientEvent, Position, State
 from carebus_common.consumer.errors import ConsumerError, DeadLetter, PauseConsumption, RetryLater
-from carebus_common.consumer.runtime import Limits, OrderedConsumer, Status, Subscription
+from carebus_common.consumer.records import Subscription
+from carebus_common.consumer.runtime import Limits, OrderedConsumer, Status
 from carebus_common.consumer.store import Store
 
 __all__ = [

@@ -12,45 +12,29 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from hashlib import blake2b
 from time import monotonic, perf_counter
 from typing import Any, Generic, TypeVar
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
-from aiokafka.errors import KafkaConnectionError, KafkaError
 
 from carebus_common import metrics
-from carebus_common.consumer.change import Handler, PatientEvent, Position
+from carebus_common.consumer.change import PatientEvent
 from carebus_common.consumer.emitter import Emitter, Publishes
-from carebus_common.consumer.errors import PauseConsumption, Undecodable
+from carebus_common.consumer.errors import PauseConsumption
 from carebus_common.consumer.lanes import Handled, Lane, Lanes, Progress, Record
+from carebus_common.consumer.offsets import Offsets
 from carebus_common.consumer.plan import Fate, Plan, Planner, Settled, Slow
+from carebus_common.consumer.records import Subscription, read_record
 from carebus_common.consumer.store import BatchRefused, Moved, Store
-from carebus_common.consumer.watermark import LowWaterMark
 from carebus_common.logging import get_logger, patient_hash
 
 __all__ = ["Limits", "OrderedConsumer", "Status", "Subscription"]
 
 E = TypeVar("E", bound=PatientEvent)
 log = get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Subscription(Generic[E]):
-    """What a service consumes and what it does with it.
-
-    `decode` turns a record's value into the event and raises any exception if it cannot. `content` gives the
-    bytes that two copies of one event have in common; another payload under the same eventId is a conflict.
-    """
-
-    topic: str
-    group: str
-    decode: Callable[[bytes], E]
-    handler: Handler[E]
-    content: Callable[[E], bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +97,7 @@ class OrderedConsumer(ConsumerRebalanceListener, Generic[E]):  # type: ignore[mi
         self._planner = Planner(store, subscription.handler)
         self._emitter: Emitter[E] = Emitter(publisher, self._published)
         self._lanes: Lanes[E] = Lanes(idle_limit=self._limits.idle_patients)
-        self._marks: dict[int, LowWaterMark] = {}
+        self._offsets = Offsets(subscription.topic)
         self._recent = _Recent(self._limits.remembered_ids)
         self._slots = asyncio.Semaphore(self._limits.concurrent_batches)
         self._writing = asyncio.Semaphore(self._limits.concurrent_transactions)
@@ -122,7 +106,6 @@ class OrderedConsumer(ConsumerRebalanceListener, Generic[E]):  # type: ignore[mi
         self._wake = asyncio.Event()
         self._draining = False
         self._tasks: asyncio.TaskGroup | None = None
-        self._consumer: AIOKafkaConsumer | None = None
         self._in_flight_bytes = 0
         self._store_away = False
         self._paused = False
@@ -135,61 +118,36 @@ class OrderedConsumer(ConsumerRebalanceListener, Generic[E]):  # type: ignore[mi
 
     def attach(self, consumer: AIOKafkaConsumer) -> None:
         """Give the runtime the Kafka consumer that fetches for it, to pause it and to commit through it."""
-        self._consumer = consumer
+        self._offsets.consumer = consumer
 
     def accept(self, records: Iterable[ConsumerRecord]) -> None:
         """Queue fetched records in the lanes of their patients."""
         try:
             for raw in records:
-                mark = self._marks.get(raw.partition)
-                if mark is None:
+                if not self._offsets.take(raw.partition, raw.offset):
                     continue  # revoked between the fetch and now: its new owner gets it
-                mark.take(raw.offset)
-                record, organization_id = self._decode(raw)
+                key, record = read_record(self.subscription, raw)
                 self._in_flight_bytes += len(record.value or b"")
-                self._lanes.append((raw.partition, organization_id, record.key or b""), record)
+                self._lanes.append(key, record)
             self._throttle()
         except Exception as error:
             # Here FastStream would log it and fetch on, past these records; `run` raises it instead.
             self._broken = error
         self._wake.set()
 
-    def _decode(self, raw: ConsumerRecord) -> tuple[Record[E], str]:
-        position = Position(raw.topic, raw.partition, raw.offset)
-        headers = tuple(raw.headers)
-        event: E | None = None
-        problem: Exception | None = None
-        try:
-            event = self.subscription.decode(raw.value)
-            _check_key(raw.key, event)
-            organization_id, inbox_id = event.organization_id, f"{event.organization_id}/{event.event_id}"
-            content_hash = blake2b(self.subscription.content(event), digest_size=16).digest()
-        except Exception as error:
-            event, inbox_id, content_hash = None, "", b""
-            problem = error if isinstance(error, Undecodable) else Undecodable(type(error).__name__)
-            named = [value for name, value in headers if name == "organizationId"]
-            organization_id = named[0].decode(errors="replace") if named else ""
-        return (
-            Record(position, raw.key, raw.value, headers, raw.timestamp, event, inbox_id, content_hash, problem),
-            organization_id,
-        )
-
     def _throttle(self) -> None:
         """Stop or go on fetching, by what is in flight; the group membership goes on either way."""
-        if self._consumer is None:
+        consumer = self._offsets.consumer
+        if consumer is None:
             return
-        in_flight = sum(mark.in_flight for mark in self._marks.values())
-        self._in_flight_gauge.set(in_flight)
-        full = in_flight >= self._limits.in_flight_records or self._in_flight_bytes >= self._limits.in_flight_bytes
-        low = (
-            in_flight < 0.8 * self._limits.in_flight_records
-            and self._in_flight_bytes < 0.8 * self._limits.in_flight_bytes
-        )
-        if full or (self._paused and not low):
-            self._consumer.pause(*self._consumer.assignment())
+        records, limits = self._offsets.in_flight, self._limits
+        self._in_flight_gauge.set(records)
+        fullness = max(records / limits.in_flight_records, self._in_flight_bytes / limits.in_flight_bytes)
+        if fullness >= 1 or (self._paused and fullness >= 0.8):
+            consumer.pause(*consumer.assignment())
             self._paused = True
         elif self._paused:
-            self._consumer.resume(*self._consumer.paused())
+            consumer.resume(*consumer.paused())
             self._paused = False
 
     # --- batches ------------------------------------------------------------------------------------------------
@@ -368,9 +326,7 @@ class OrderedConsumer(ConsumerRebalanceListener, Generic[E]):  # type: ignore[mi
 
     def _published(self, settled: Sequence[Settled[E]]) -> None:
         for one in settled:
-            mark = self._marks.get(one.record.position.partition)
-            if mark is not None:
-                mark.done(one.record.position.offset)
+            self._offsets.done(one.record.position.partition, one.record.position.offset)
             self._in_flight_bytes -= len(one.record.value or b"")
         self._throttle()
 
@@ -379,40 +335,17 @@ class OrderedConsumer(ConsumerRebalanceListener, Generic[E]):  # type: ignore[mi
 
         Raises KafkaError while the broker is away.
         """
-        if self._consumer is None:
-            raise KafkaConnectionError("not connected yet")
-        offset: int | None = await self._consumer.committed(TopicPartition(self.subscription.topic, partition))
-        return offset
+        return await self._offsets.committed(partition)
 
     async def _commit_regularly(self) -> None:
         while True:
             await asyncio.sleep(self._limits.commit_interval.total_seconds())
-            await self._commit(self._marks)
-
-    async def _commit(self, marks: Mapping[int, LowWaterMark]) -> None:
-        positions = {
-            partition: position
-            for partition, mark in list(marks.items())
-            if (position := mark.position()) is not None and position != mark.committed
-        }
-        if not positions or self._consumer is None:
-            return
-        topic = self.subscription.topic
-        try:
-            await self._consumer.commit({TopicPartition(topic, p): offset for p, offset in positions.items()})
-        except KafkaError as error:
-            # Refused to a zombie, or the broker is away; redelivered records are recognized by their inbox rows.
-            log.info("offset-commit-failed", group=self.subscription.group, error=type(error).__name__)
-            return
-        for partition, offset in positions.items():
-            if (mark := marks.get(partition)) is not None:
-                mark.committed = offset
+            await self._offsets.commit()
 
     # --- rebalance and shutdown ---------------------------------------------------------------------------------
 
     async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
-        for partition in assigned:
-            self._marks[partition.partition] = LowWaterMark()
+        self._offsets.own(partition.partition for partition in assigned)
         self._paused = False
         self._throttle()
 
@@ -424,8 +357,7 @@ class OrderedConsumer(ConsumerRebalanceListener, Generic[E]):  # type: ignore[mi
             if lane in lanes:
                 task.cancel()
         await self._finish_begun()
-        marks = {partition: self._marks.pop(partition) for partition in gone if partition in self._marks}
-        await self._commit(marks)
+        await self._offsets.give_up(gone)
         self._in_flight_bytes -= sum(len(record.value or b"") for lane in lanes for record in lane.records)
         self._count_stopped()
 
@@ -435,7 +367,7 @@ class OrderedConsumer(ConsumerRebalanceListener, Generic[E]):  # type: ignore[mi
         for task in list(self._slow):
             task.cancel()
         await self._finish_begun()
-        await self._commit(self._marks)
+        await self._offsets.commit()
 
     async def _finish_begun(self) -> None:
         deadline = monotonic() + self._limits.drain_timeout.total_seconds()
@@ -452,19 +384,13 @@ class OrderedConsumer(ConsumerRebalanceListener, Generic[E]):  # type: ignore[mi
 
     def status(self) -> Status:
         return Status(
-            partitions=tuple(sorted(self._marks)),
-            in_flight=sum(mark.in_flight for mark in self._marks.values()),
+            partitions=self._offsets.partitions,
+            in_flight=self._offsets.in_flight,
             stopped_patients=sum(1 for _ in self._lanes.stopped()),
             store_away=self._store_away,
             broker_away=self._emitter.broker_away,
             paused=self._paused,
         )
-
-
-def _check_key(key: bytes | None, event: PatientEvent) -> None:
-    """Order is per key: under another key the event would not be in its patient's order."""
-    if key != event.patient_id.encode():
-        raise Undecodable("the record's key is not the patientId")
 
 
 def _place(record: Record[Any]) -> str:
