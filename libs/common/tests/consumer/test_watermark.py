@@ -16,7 +16,8 @@ def test_the_position_is_the_oldest_record_not_done_or_the_one_after_the_newest(
     waiting: list[int] = []
     newest = data.draw(st.integers(0, 10**6))
     for _ in range(data.draw(st.integers(1, 40))):
-        if waiting and data.draw(st.booleans()):
+        finishes = data.draw(st.booleans())
+        if waiting and finishes:
             mark.done(waiting.pop(data.draw(st.integers(0, len(waiting) - 1))))
         else:
             newest += data.draw(st.integers(1, 5))
