@@ -100,10 +100,14 @@ class Hospital:
 
             async def complete(patient_id: str = patient_id, wanted: list[str] = wanted) -> bool:
                 answer = await self.get(f"/patients/{patient_id}")
-                return answer.status_code == 200 and answer.json()["data"]["events"] >= len(wanted)
+                return answer.status_code == 200 and answer.json()["data"]["eventTotal"] >= len(wanted)
 
             await eventually(complete, within=within, what=f"the {len(wanted)} events of {patient_id}")
             assert await self.history(patient_id) == wanted
+            # The history cannot hold an event twice; the count of what was applied could.
+            assert (await self.get(f"/patients/{quote(patient_id, safe='')}")).json()["data"]["eventTotal"] == len(
+                wanted
+            )
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

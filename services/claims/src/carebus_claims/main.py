@@ -10,11 +10,11 @@ from pymongo.errors import PyMongoError
 from carebus_claims.repository import HISTORIES, PATIENTS, HistoryRepository
 from carebus_claims.routes import history_routes, store_check
 from carebus_claims.settings import Settings
-from carebus_claims.subscribers import consumer_check, subscribe, subscription
+from carebus_claims.subscribers import subscribe, subscription
 from carebus_common import logging, mongo, tracing
 from carebus_common.auth import TokenVerifier
 from carebus_common.consumer import OrderedConsumer, Store
-from carebus_common.consumer.service import consume, kafka_broker
+from carebus_common.consumer.service import consume, consumer_check, kafka_broker
 from carebus_common.http import create_app, health_route
 from carebus_common.http.cursor import CursorCodec
 from carebus_common.http.server import run, serve

@@ -10,14 +10,12 @@ from carebus_claims.handlers import record_history
 from carebus_common.consumer import OrderedConsumer, Subscription
 from carebus_common.consumer.service import FETCHING
 from carebus_common.contracts.processed import ProcessedEvent
-from carebus_common.http import Unhealthy
-from carebus_common.http.health import Check
 
-__all__ = ["consumer_check", "subscribe", "subscription"]
+__all__ = ["subscribe", "subscription"]
 
 
 def subscription(group: str, topic: str) -> Subscription[ProcessedEvent]:
-    return Subscription(topic, group, decode, record_history, content)
+    return Subscription(topic, group, ProcessedEvent.model_validate_json, record_history, content)
 
 
 def subscribe(broker: KafkaBroker, consumer: OrderedConsumer[ProcessedEvent]) -> None:
@@ -33,23 +31,6 @@ def subscribe(broker: KafkaBroker, consumer: OrderedConsumer[ProcessedEvent]) ->
     )
     async def processed_events(message: KafkaMessage) -> None:
         consumer.accept(message.raw_message)
-
-
-def decode(value: bytes) -> ProcessedEvent:
-    return ProcessedEvent.model_validate(msgspec.json.decode(value))
-
-
-def consumer_check(consumer: OrderedConsumer[ProcessedEvent]) -> Check:
-    """Healthy while records can flow; a stopped patient needs a person and shows too."""
-
-    async def check() -> None:
-        status = consumer.status()
-        if status.store_away:
-            raise Unhealthy("waits for the store")
-        if status.stopped_patients:
-            raise Unhealthy(f"stopped patients: {status.stopped_patients}")
-
-    return check
 
 
 def content(event: ProcessedEvent) -> bytes:

@@ -9,14 +9,14 @@ from pymongo.errors import PyMongoError
 from carebus_common import logging, mongo, tracing
 from carebus_common.auth import TokenVerifier
 from carebus_common.consumer import OrderedConsumer, Store
-from carebus_common.consumer.service import consume, kafka_broker
+from carebus_common.consumer.service import consume, consumer_check, kafka_broker
 from carebus_common.contracts.topics import EVENTS_PROCESSED
 from carebus_common.http import create_app, health_route
 from carebus_common.http.server import run, serve
 from carebus_common.jwks import key_source
 from carebus_common.kafka import Publisher
 from carebus_processor.indexes import ensure_indexes
-from carebus_processor.routes import consumer_check, event_routes
+from carebus_processor.routes import event_routes
 from carebus_processor.settings import Settings
 from carebus_processor.status import EventStatus
 from carebus_processor.subscribers import subscribe, subscription

@@ -13,16 +13,13 @@ from pydantic.alias_generators import to_camel
 from pymongo.errors import PyMongoError
 
 from carebus_common.auth import Caller, current_caller
-from carebus_common.consumer import OrderedConsumer
-from carebus_common.contracts.event import MedicalEvent
 from carebus_common.errors import NotFound, Unavailable
-from carebus_common.http import Data, Unhealthy
-from carebus_common.http.health import Check
+from carebus_common.http import Data
 from carebus_common.http.query import QueryModel
 from carebus_processor.settings import RETRY_AFTER
 from carebus_processor.status import EventStatus
 
-__all__ = ["consumer_check", "event_routes"]
+__all__ = ["event_routes"]
 
 READERS = ["admin", "processor", "provider", "event-sender"]
 
@@ -67,18 +64,3 @@ def event_routes(status: EventStatus) -> APIRouter:
         return Data(data=StatusView.model_validate(found))
 
     return router
-
-
-def consumer_check(consumer: OrderedConsumer[MedicalEvent]) -> Check:
-    """Healthy while records can flow; a stopped patient needs a person and shows too."""
-
-    async def check() -> None:
-        status = consumer.status()
-        if status.store_away:
-            raise Unhealthy("waits for the store")
-        if status.broker_away:
-            raise Unhealthy("waits for the broker")
-        if status.stopped_patients:
-            raise Unhealthy(f"stopped patients: {status.stopped_patients}")
-
-    return check

@@ -18,10 +18,11 @@ from faststream.kafka.message import KafkaAckableMessage
 from faststream.kafka.subscriber.usecase import LogicSubscriber
 
 from carebus_common.consumer.runtime import OrderedConsumer
+from carebus_common.http.health import Check, Unhealthy
 from carebus_common.logging import get_logger
 from carebus_common.settings import KafkaSettings
 
-__all__ = ["FETCHING", "consume", "kafka_broker"]
+__all__ = ["FETCHING", "consume", "consumer_check", "kafka_broker"]
 
 log = get_logger(__name__)
 
@@ -94,3 +95,18 @@ async def _started(broker: KafkaBroker) -> bool:
         await broker.stop()
         return False
     return True
+
+
+def consumer_check(consumer: OrderedConsumer[Any]) -> Check:
+    """For `/health`: healthy while records can flow; a stopped patient needs a person and shows too."""
+
+    async def check() -> None:
+        status = consumer.status()
+        if status.store_away:
+            raise Unhealthy("waits for the store")
+        if status.broker_away:
+            raise Unhealthy("waits for the broker")
+        if status.stopped_patients:
+            raise Unhealthy(f"stopped patients: {status.stopped_patients}")
+
+    return check
