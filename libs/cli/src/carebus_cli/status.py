@@ -54,7 +54,7 @@ def logs(
     state_dir: StateDirOption = DEFAULT_STATE_DIR,
 ) -> None:
     """Print the log of a part or service of the latest run."""
-    there = {path.stem: path for path in sorted((state_dir / "logs").glob("*.log"))}
+    there = dict(sorted((path.stem, path) for path in (state_dir / "logs").glob("*.log")))
     if name not in there:
         known = ", ".join(there) or "none yet"
         raise LocalError(f"{state_dir} has no log of {name!r}; there are: {known}.")

@@ -25,6 +25,7 @@ __all__ = ["down", "up"]
 
 # Services get 10 s and then the parts 20 s to stop; a little is left for the machine.
 _DOWN_SECONDS: Final = 40.0
+_DETACH: Final = ("--detach", "-d")
 
 
 def up(
@@ -37,7 +38,7 @@ def up(
         typer.Option(metavar="NAME=PORT", help=f"A port to take as it is; NAME is one of {', '.join(PORT_NAMES)}."),
     ] = None,
     log_format: Annotated[str, typer.Option(help="How services log: console or json.")] = "console",
-    detach: Annotated[bool, typer.Option("--detach", "-d", help="Return once all is healthy.")] = False,
+    detach: Annotated[bool, typer.Option(*_DETACH, help="Return once all is healthy.")] = False,
 ) -> None:
     """Start Kafka, the store, Valkey and the services, and keep them up until Ctrl-C or `carebus down`.
 
@@ -48,8 +49,7 @@ def up(
         raise typer.BadParameter("console or json", param_hint="--log-format")
     ports = dict(_parse_port(given) for given in port or [])
     if detach:
-        options = ["--processors", str(processors), "--ingest", str(ingest), "--log-format", log_format]
-        _detach(state_dir, [*options, *(word for given in port or [] for word in ("--port", given))])
+        _detach(state_dir)
         return
     sys.exit(asyncio.run(_up(state_dir, processors, ingest, ports, log_format)))
 
@@ -129,16 +129,19 @@ async def _tick(waiting: Waiting) -> None:
         waiting.tick()
 
 
-def _detach(state_dir: Path, options: list[str]) -> None:
-    """Start `up` in a session of its own and follow its state until all is healthy. Raises LocalError."""
+def _detach(state_dir: Path) -> None:
+    """Run the same command, less this option, in a session of its own and follow its state until all is healthy.
+
+    Raises LocalError.
+    """
     state_dir = state_dir.absolute()
     log = log_path(state_dir, "supervisor")
     log.parent.mkdir(parents=True, exist_ok=True)
     with state.lock(state_dir):  # Refuse before the running one's log is put aside.
         rotate(log)
     with log.open("ab") as out, Waiting("starting") as waiting:
-        child = subprocess.Popen(  # noqa: S603 - this very program
-            [sys.executable, "-m", "carebus_cli.main", "up", "--state-dir", str(state_dir), *options],
+        child = subprocess.Popen(  # noqa: S603 - the same command
+            [word for word in sys.orig_argv if word not in _DETACH],
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=out,

@@ -9,7 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from carebus_local.jars import are_cached, find_java, kafka_jars
-from carebus_local.net import accepts
+from carebus_local.net import accepts, host_and_port
 from carebus_local.program import Program
 
 __all__ = ["bootstrap", "check", "program"]
@@ -56,17 +56,22 @@ async def program(state_dir: Path, port: int, controller_port: int) -> Program:
 
 
 async def check(servers: str) -> None:
-    """Ask for the cluster's metadata; raises unless a broker is registered and there is a controller."""
-    await accepts(servers.partition(",")[0])
-    from aiokafka.admin import AIOKafkaAdminClient  # noqa: PLC0415
+    """Ask the first server for the cluster's metadata; raises unless a broker is registered and there is a controller.
 
-    admin = AIOKafkaAdminClient(bootstrap_servers=servers, request_timeout_ms=5000, client_id="carebus-check")
+    On a bare connection: a client leaks its own one when it is cancelled while it starts, as a check may be.
+    """
+    host, port = host_and_port(servers.partition(",")[0])
+    await accepts(f"{host}:{port}")
+    from aiokafka.conn import AIOKafkaConnection  # noqa: PLC0415
+    from aiokafka.protocol.metadata import MetadataRequest  # noqa: PLC0415
+
+    connection = AIOKafkaConnection(host, port, client_id="carebus-check", request_timeout_ms=3000)
     try:
-        await admin.start()
-        cluster = await admin.describe_cluster()
+        await connection.connect()
+        metadata = await connection.send(MetadataRequest([]))
     finally:
-        await admin.close()
-    if not cluster["brokers"] or cluster["controller_id"] < 0:
+        connection.close()
+    if not metadata.brokers or metadata.controller_id < 0:
         raise ConnectionError("no broker is registered with the controller yet")
 
 

@@ -44,7 +44,7 @@ _NO_RATE_LIMIT: Final = {
     "CAREBUS_RATE_LIMIT_BYTES_PER_MINUTE": "100000000000",
 }
 
-SERVICES: Final = (
+SERVICES: tuple[Service, ...] = (
     Service("gateway", _module("gateway"), 8000, ()),
     Service("ingest", _module("ingest"), 8001, ("kafka", "valkey"), shared_port=True, env=_NO_RATE_LIMIT),
     Service("processor", _module("processor"), 8002, ("kafka", "store")),

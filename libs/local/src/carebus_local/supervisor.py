@@ -23,7 +23,7 @@ from carebus_local.state import Health, Status
 __all__ = ["Supervisor"]
 
 _GUARD = str(Path(__file__).with_name("guard.py"))
-_CHECK_TIMEOUT = timedelta(seconds=5)
+_CHECK_TIMEOUT = timedelta(seconds=3)
 _CHECK_EVERY = timedelta(seconds=2)
 # One missed check may be a pause of the machine; the second one in a row counts.
 _MISSES_TO_UNHEALTHY = 2
@@ -104,7 +104,7 @@ class _Child:
             await self._until_healthy()
         except BaseException as error:
             await self._end()
-            self._tell("stopped", detail=str(error))
+            self._tell("stopped", detail=error.why if isinstance(error, StartFailed) else None)
             raise
         self._keeper = asyncio.create_task(self._keep(), name=f"keep {self.program.name}")
 

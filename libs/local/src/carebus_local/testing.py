@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import inspect
 import os
 import secrets
 import socket
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 from carebus_local.parts import StackUrls, running_parts
 
 __all__ = ["create_topic", "eventually", "random_name", "stack_for_tests"]
-
-T = TypeVar("T")
 
 _DOCKER_SOCKET = "/var/run/docker.sock"
 
@@ -64,14 +63,17 @@ async def create_topic(bootstrap: str, name: str, partitions: int = 12) -> None:
         await admin.close()
 
 
-async def eventually(look: Callable[[], T | Awaitable[T]], seconds: float = 15) -> T:
-    """What `look` returns once it is true; asks every 20 ms. Fails with what it returned or raised last."""
+async def eventually(look: Callable[[], Any], seconds: float = 15) -> Any:
+    """What `look`, a function or coroutine function, returns once that is true; asks every 20 ms.
+
+    Fails with what it returned or raised last.
+    """
     last: object = None
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         try:
             found = look()
-            last = result = await found if isinstance(found, Awaitable) else found
+            last = result = await found if inspect.isawaitable(found) else found
             if result:
                 return result
         except Exception as error:
