@@ -41,9 +41,32 @@ class Slow:
 
 async def test_counts_are_awaited_and_told_as_they_grow() -> None:
     told: list[int] = []
-    counts = await wait_for_counts(Slow(3), {"a": 3}, stall_after=5, on_counts=told.append)
+    counts = await wait_for_counts(Slow(3), {"a": 3}, stall_after=5, on_progress=told.append)
     assert counts == {"a": Counter({"observation": 3})}
     assert told == [0, 1, 2, 3]
+
+
+class Many:
+    """Many patients whose events all show up after a while."""
+
+    def __init__(self, patients: int, asks: int) -> None:
+        self.expected = {f"p{number}": 10 for number in range(patients)}
+        self.asks = asks
+        self.asked = 0
+
+    async def patient(self, patient_id: str) -> dict[str, Any]:
+        self.asked += 1
+        return {"counts": {"observation": 10 if self.asked > self.asks else 5}, "otherTypes": 0}
+
+
+async def test_while_many_patients_are_awaited_only_a_few_are_asked() -> None:
+    many = Many(patients=300, asks=30)
+    told: list[int] = []
+    counts = await wait_for_counts(many, many.expected, stall_after=20, on_progress=told.append)
+    assert all(count == {"observation": 10} for count in counts.values())
+    assert many.asked < 30 + 2 * 300 + 20
+    assert told[0] == 1500
+    assert told[-1] == 3000
 
 
 async def test_waiting_ends_when_nothing_changes_any_more() -> None:
@@ -52,11 +75,11 @@ async def test_waiting_ends_when_nothing_changes_any_more() -> None:
 
 
 async def test_events_of_types_without_a_count_of_their_own_are_counted_too() -> None:
-    class Many:
+    class Odd:
         async def patient(self, patient_id: str) -> dict[str, Any]:
             return {"counts": {"observation": 2}, "otherTypes": 5}
 
-    counts = await wait_for_counts(Many(), {"a": 7}, stall_after=1)
+    counts = await wait_for_counts(Odd(), {"a": 7}, stall_after=1)
     assert counts["a"].total() == 7
 
 

@@ -127,13 +127,13 @@ async def _import(client: GatewayClient, made: Plan, run: _Run, *, senders: int,
         )
     run.send_seconds = time.monotonic() - began
 
-    with Meter("processed", len(made.events), quiet=quiet) as meter:
+    with Meter("processed", len(made.events), quiet=quiet, began=began) as meter:
 
-        def on_counts(seen: int) -> None:
+        def on_progress(seen: int) -> None:
             run.total_seconds = time.monotonic() - began
             meter.set(seen)
 
-        counts = await wait_for_counts(client, expected, stall_after=stall, on_counts=on_counts)
+        counts = await wait_for_counts(client, expected, stall_after=stall, on_progress=on_progress)
     run.processed = _by_type(counts)
     run.wrong_patients = sum(counts[patient_id].total() != count for patient_id, count in expected.items())
 

@@ -37,19 +37,25 @@ async def while_telling(work: Coroutine[Any, Any, None], tell: Callable[[], None
 
 
 class Meter:
-    """Counts `what` up to `total` (None: unknown); a context manager. Shows nothing with `quiet`."""
+    """Counts `what` up to `total` (None: unknown); a context manager. Shows nothing with `quiet`.
 
-    def __init__(self, what: str, total: int | None = None, *, quiet: bool = False) -> None:
+    The rate is that since `began` (monotonic seconds), or since the manager was entered.
+    """
+
+    def __init__(self, what: str, total: int | None = None, *, quiet: bool = False, began: float | None = None) -> None:
         self._what = what
         self._total = total
         self._quiet = quiet
         self._count = 0
+        self._said = False
+        self._given_began = began
         self._began = self._told = time.monotonic()
         self._bar: Progress | None = None
         self._task = TaskID(0)
 
     def __enter__(self) -> Self:
-        self._began = self._told = time.monotonic()
+        self._told = time.monotonic()
+        self._began = self._told if self._given_began is None else self._given_began
         if stderr.is_terminal and not self._quiet:
             self._bar = Progress(
                 TextColumn("{task.description}"),
@@ -67,7 +73,7 @@ class Meter:
         if self._bar is not None:
             self._bar.update(self._task, completed=self._count, rate=self._rate())
             self._bar.stop()
-        elif self._told > self._began and not self._quiet:
+        elif self._said:
             self._say()
 
     def advance(self, count: int = 1) -> None:
@@ -89,5 +95,6 @@ class Meter:
         return f"{self._count / seconds:,.0f}/s" if seconds > 0 else ""
 
     def _say(self) -> None:
+        self._said = True
         of = f" of {self._total:,}" if self._total is not None else ""
         print(f"{self._what}: {self._count:,}{of} ({self._rate()})", file=sys.stderr, flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, Protocol
@@ -12,6 +13,7 @@ from carebus_cli.client import Refused
 __all__ = ["PatientReader", "count_patients", "counts_by_type", "wait_for_counts"]
 
 _AT_ONCE: Final = 4
+_SAMPLE: Final = 8
 
 
 class PatientReader(Protocol):
@@ -47,28 +49,44 @@ async def wait_for_counts(
     expected: Mapping[str, int],
     *,
     stall_after: float,
-    on_counts: Callable[[int], None] = lambda _: None,
+    on_progress: Callable[[int], None] = lambda _: None,
 ) -> dict[str, Counter[str]]:
     """Read until each patient has at least as many events as `expected`, or nothing changes for `stall_after` seconds.
 
-    Patients that are complete are not asked again while the others are awaited; at the end all are read once
-    more, so that an event counted twice shows. `on_counts` is told the events seen so far, expected ones only.
+    Asking costs the same machine's time as processing, so a few patients stand for all of them until those are
+    complete, and then the others are asked. At the end all are read once more, so that an event counted twice
+    shows. `on_progress` is told how many events there are by this estimate, and in the end the true number.
     """
-    counts: dict[str, Counter[str]] = {}
     loop = asyncio.get_running_loop()
-    changed_at, seen_before = loop.time(), -1
-    missing = list(expected)
+    changed_at = loop.time()
+    counts: dict[str, int] = {}
+    missing = sorted(expected)
     while missing:
-        began = loop.time()
-        counts |= await count_patients(reader, missing)
-        missing = [patient_id for patient_id in missing if counts[patient_id].total() < expected[patient_id]]
-        seen = sum(min(count.total(), expected[patient_id]) for patient_id, count in counts.items())
-        on_counts(seen)
-        if seen != seen_before:
-            changed_at, seen_before = loop.time(), seen
-        elif loop.time() - changed_at > stall_after:
+        some = random.sample(missing, min(_SAMPLE, len(missing)))
+        found = await _totals(reader, some)
+        if all(found[patient_id] >= expected[patient_id] for patient_id in some) and len(some) < len(missing):
+            found |= await _totals(reader, [patient_id for patient_id in missing if patient_id not in found])
+        if any(counts.get(patient_id, 0) != count for patient_id, count in found.items()):
+            changed_at = loop.time()
+        counts |= found
+        missing = [patient_id for patient_id in missing if counts.get(patient_id, 0) < expected[patient_id]]
+        on_progress(_estimate(expected, missing, found))
+        if loop.time() - changed_at > stall_after:
             break
         if missing:
-            # Asking costs the same machine's time as processing: never more than a fifth of it.
-            await asyncio.sleep(max(0.25, 4 * (loop.time() - began)))
+            await asyncio.sleep(0.5)
     return await count_patients(reader, expected)
+
+
+async def _totals(reader: PatientReader, patient_ids: Iterable[str]) -> dict[str, int]:
+    counts = await count_patients(reader, patient_ids)
+    return {patient_id: count.total() for patient_id, count in counts.items()}
+
+
+def _estimate(expected: Mapping[str, int], missing: list[str], found: Mapping[str, int]) -> int:
+    """All events of the complete patients, and of the others the share that those just asked have."""
+    open_events = sum(expected[patient_id] for patient_id in missing)
+    asked = {patient_id: count for patient_id, count in found.items() if count < expected[patient_id]}
+    asked_events = sum(expected[patient_id] for patient_id in asked)
+    share = sum(asked.values()) / asked_events if asked_events else 0.0
+    return sum(expected.values()) - open_events + int(open_events * share)

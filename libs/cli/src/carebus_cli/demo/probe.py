@@ -12,7 +12,9 @@ from carebus_cli.demo.ledger import Accepted, Ledger
 
 __all__ = ["Probe", "StatusReader"]
 
-_EVERY: Final = 0.015
+_EVERY: Final = 0.02
+# Asking loads the machine that is measured: leave it alone between two probes.
+_PAUSE: Final = 0.05
 
 
 class StatusReader(Protocol):
@@ -40,8 +42,7 @@ class Probe:
             if newest is not followed and newest is not None:
                 followed = newest
                 await self._follow(newest)
-            else:
-                await asyncio.sleep(_EVERY)
+            await asyncio.sleep(_PAUSE if self.latencies else _EVERY)
 
     async def _follow(self, entry: Accepted) -> None:
         while True:

@@ -110,6 +110,7 @@ async def _stream_and_drain(
     Returns the seconds that streaming took.
     """
     loop = asyncio.get_running_loop()
+    view.begin(await _read(lags))
     began = changed_at = loop.time()
     streaming = asyncio.create_task(stream(client, day, ledger, rate=rate))
     streamed_at: float | None = None

@@ -40,6 +40,10 @@ class LiveView:
         self._committed_before: dict[str, int] = {}
         self._live: Live | None = None
 
+    def begin(self, lag: Mapping[str, Lag]) -> None:
+        """From here on records count."""
+        self._committed_before = {group: known.committed for group, known in lag.items()}
+
     def __enter__(self) -> Self:
         if stderr.is_terminal and not self._quiet:
             self._live = Live(console=stderr, auto_refresh=False, transient=True)
@@ -58,8 +62,6 @@ class LiveView:
             self._posts.popleft()
         if lag:
             self._lag = lag
-            for group, known in lag.items():
-                self._committed_before.setdefault(group, known.committed)
         if self._live is not None:
             self._live.update(self._table(), refresh=True)
         elif not self._quiet:
@@ -74,7 +76,7 @@ class LiveView:
         lag = self._lag.get(group)
         if lag is None:
             return "-", "-"
-        return f"{lag.committed - self._committed_before[group]:,}", f"{lag.behind:,}"
+        return f"{lag.committed - self._committed_before.get(group, 0):,}", f"{lag.behind:,}"
 
     def _latencies(self) -> tuple[str, str]:
         recent = self._probe.latencies[-_PROBES:]
