@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+from fastapi import FastAPI
 from pymongo.errors import PyMongoError
 
 from carebus_claims.repository import HISTORIES, PATIENTS, HistoryRepository
@@ -24,6 +25,13 @@ from carebus_common.messages import Message, Receipt
 log = logging.get_logger("carebus_claims")
 
 
+def create_api(settings: Settings, verifier: TokenVerifier | None, repository: HistoryRepository) -> FastAPI:
+    """What claims serves, with its OpenAPI document; connects to nothing."""
+    api = create_app(title="Carebus claims", version="1.0.0", settings=settings, verifier=verifier)
+    api.include_router(history_routes(repository, CursorCodec.of(settings, service="claims")))
+    return api
+
+
 async def main(settings: Settings, stop: asyncio.Event | None = None) -> None:
     """Serve and consume until SIGTERM, SIGINT or `stop`. Kafka, the store and the keys may come later."""
     stop = stop or asyncio.Event()
@@ -39,8 +47,7 @@ async def main(settings: Settings, stop: asyncio.Event | None = None) -> None:
     broker = kafka_broker(settings, client_id="carebus-claims")
     subscribe(broker, consumer)
 
-    app = create_app(title="Carebus claims", version="1.0.0", settings=settings, verifier=TokenVerifier(keys, settings))
-    app.include_router(history_routes(repository, CursorCodec.of(settings, service="claims")))
+    app = create_api(settings, TokenVerifier(keys, settings), repository)
     checks = {"store": store_check(repository), "consumer": consumer_check(consumer)}
     app.get("/health", include_in_schema=False)(health_route(checks))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from fastapi import FastAPI
 from pymongo.errors import PyMongoError
 
 from carebus_common import logging, mongo, tracing
@@ -22,6 +23,13 @@ from carebus_processor.status import EventStatus
 from carebus_processor.subscribers import subscribe, subscription
 
 log = logging.get_logger("carebus_processor")
+
+
+def create_api(settings: Settings, verifier: TokenVerifier | None, status: EventStatus) -> FastAPI:
+    """What the processor serves, with its OpenAPI document; connects to nothing."""
+    api = create_app(title="Carebus processor", version="1.0.0", settings=settings, verifier=verifier)
+    api.include_router(event_routes(status))
+    return api
 
 
 async def main(settings: Settings) -> None:
@@ -43,13 +51,7 @@ async def main(settings: Settings) -> None:
     broker = kafka_broker(settings, client_id="carebus-processor")
     subscribe(broker, consumer)
 
-    app = create_app(
-        title="Carebus processor",
-        version="1.0.0",
-        settings=settings,
-        verifier=TokenVerifier(keys, settings),
-    )
-    app.include_router(event_routes(EventStatus(database, consumer)))
+    app = create_api(settings, TokenVerifier(keys, settings), EventStatus(database, consumer))
     app.get("/health", include_in_schema=False)(health_route({"consumer": consumer_check(consumer)}))
 
     stop = asyncio.Event()
