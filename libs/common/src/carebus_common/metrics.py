@@ -28,6 +28,7 @@ __all__ = [
     "HANDLER_SECONDS",
     "HTTP_REQUESTS",
     "HTTP_SECONDS",
+    "IDEMPOTENCY_FAILED_OPEN",
     "IN_FLIGHT",
     "KNOWN_TYPES",
     "PRODUCER_REBUILDS",
@@ -67,6 +68,10 @@ RATE_LIMITED: Final = Counter("carebus_rate_limited_total", "Requests over a rat
 # Requests let through because the rate limiter's store did not answer.
 RATE_LIMIT_FAILED_OPEN: Final = Counter(
     "carebus_rate_limit_failed_open_total", "Requests let through while the limiter was away."
+)
+# Idempotency keys not looked up or not kept because Redis did not answer.
+IDEMPOTENCY_FAILED_OPEN: Final = Counter(
+    "carebus_idempotency_failed_open_total", "Idempotency keys not looked up or kept while Redis was away."
 )
 
 # --- Kafka producers -----------------------------------------------------------------------------------------------

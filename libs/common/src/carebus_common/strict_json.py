@@ -33,7 +33,7 @@ import msgspec
 
 from carebus_common.errors import MalformedJson
 
-__all__ = ["MAX_DEPTH", "parse_object", "parse_value"]
+__all__ = ["MAX_DEPTH", "check_encoding", "parse_object", "parse_value"]
 
 # An event's `data` may have 32 levels, and the event around it is one more.
 MAX_DEPTH: Final = 33
@@ -67,6 +67,14 @@ def parse_value(body: bytes, *, max_depth: int = MAX_DEPTH) -> Any:
     if _colons(value, max_depth) != body.count(b":") or b"\\u003a" in body or b"\\u003A" in body:
         _Examination(body, max_depth).run()
     return value
+
+
+def check_encoding(body: bytes) -> None:
+    """Raises `MalformedJson` if `body` begins as no UTF-8 text without a byte order mark does."""
+    if body.startswith(b"\xef\xbb\xbf"):
+        raise _malformed("$", "byte-order-mark", "", 0)
+    if body.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in body[:4]:
+        raise _malformed("$", "not-utf-8", "", 0)
 
 
 def _colons(value: Any, max_depth: int) -> int:
@@ -168,7 +176,7 @@ class _Examination:
     open: list[_Open] = field(default_factory=list)
 
     def run(self) -> None:
-        self._refuse_other_encodings()
+        check_encoding(self.body)
         # Bytes that are not UTF-8 become lone surrogates, so that an offender before them is still found first.
         self.text = self.body.decode("utf-8", "surrogateescape")
         self._space()
@@ -177,12 +185,6 @@ class _Examination:
             self._next()
         if self.at < len(self.text):
             self._refuse("trailing-data")
-
-    def _refuse_other_encodings(self) -> None:
-        if self.body.startswith(b"\xef\xbb\xbf"):
-            self._refuse("byte-order-mark")
-        if self.body.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in self.body[:4]:
-            self._refuse("not-utf-8")
 
     def _refuse(self, rule: str, position: int | None = None) -> NoReturn:
         at = self.at if position is None else position

@@ -25,6 +25,8 @@ __all__ = [
     "MedicalEvent",
     "SubmittedEvent",
     "canonical_type",
+    "encode",
+    "encode_fields",
     "event_id_from_key",
     "new_event_id",
 ]
@@ -128,14 +130,36 @@ def new_event_id() -> UUID:
 
 def encode(event: MedicalEvent) -> bytes:
     """The record's value: compact JSON in the model's field order, camelCase."""
+    return encode_fields(
+        event_id=event.event_id,
+        organization_id=event.organization_id,
+        patient_id=event.patient_id,
+        event_type=event.type,
+        ts=event.ts,
+        received_at=event.received_at,
+        data=event.data,
+    )
+
+
+def encode_fields(
+    *,
+    event_id: UUID,
+    organization_id: str,
+    patient_id: str,
+    event_type: str,
+    ts: datetime,
+    received_at: datetime,
+    data: dict[str, Any],
+) -> bytes:
+    """The same of an event's parts, for those who have validated them and need no model."""
     return msgspec.json.encode(
         {
-            "eventId": str(event.event_id),
-            "organizationId": event.organization_id,
-            "patientId": event.patient_id,
-            "type": event.type,
-            "ts": event.ts.isoformat(),
-            "receivedAt": event.received_at.isoformat(),
-            "data": event.data,
+            "eventId": event_id,
+            "organizationId": organization_id,
+            "patientId": patient_id,
+            "type": event_type,
+            "ts": ts,
+            "receivedAt": received_at,
+            "data": data,
         }
     )

@@ -1,0 +1,89 @@
+"""Redis as something that ingest can do without: a call answers soon, or fails at once while Redis is away."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import Any, Final, TypeVar
+
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from carebus_common.logging import get_logger
+
+__all__ = ["RedisAside", "RedisAway", "connect"]
+
+_log = get_logger(__name__)
+T = TypeVar("T")
+
+_PROBE_EVERY: Final = timedelta(seconds=0.5)
+# Beyond it, calls wait for a connection, within their timeout.
+_MAX_CONNECTIONS: Final = 32
+
+
+class RedisAway(Exception):
+    """Redis did not answer; go on without it."""
+
+
+def connect(url: str, within: timedelta) -> Redis:
+    """A client that connects when used and gives up `within` that time; it retries nothing by itself."""
+    seconds = within.total_seconds()
+    pool: BlockingConnectionPool = BlockingConnectionPool.from_url(
+        url,
+        socket_timeout=seconds,
+        socket_connect_timeout=seconds,
+        max_connections=_MAX_CONNECTIONS,
+        timeout=None,
+        retry=Retry(NoBackoff(), 0),
+    )
+    return Redis.from_pool(pool)
+
+
+class RedisAside:
+    """Guards every call: after a failure the following ones fail at once, until a probe in the background succeeds.
+
+    So a request waits for a missing Redis at most once, and hardly any request does.
+    """
+
+    def __init__(self, client: Redis, within: timedelta) -> None:
+        self.client = client
+        self._seconds = within.total_seconds()
+        self._away = False
+        self._probe: asyncio.Task[None] | None = None
+
+    async def call(self, command: Callable[[], Awaitable[T]]) -> T:
+        """The command's answer; raises `RedisAway` after `within` at the latest."""
+        if self._away:
+            raise RedisAway
+        try:
+            async with asyncio.timeout(self._seconds):
+                return await command()
+        except (RedisError, OSError, TimeoutError) as error:
+            if not self._away:
+                self._away = True
+                _log.warning("redis-away", error=type(error).__name__)
+                self._probe = asyncio.get_running_loop().create_task(self._until_back())
+            raise RedisAway from None
+
+    async def _until_back(self) -> None:
+        while True:
+            await asyncio.sleep(_PROBE_EVERY.total_seconds())
+            try:
+                async with asyncio.timeout(self._seconds):
+                    ping: Any = self.client.ping()
+                    await ping
+            except (RedisError, OSError, TimeoutError):
+                continue
+            self._away = False
+            _log.info("redis-back")
+            return
+
+    async def close(self) -> None:
+        """Disconnect."""
+        if self._probe is not None:
+            self._probe.cancel()
+            await asyncio.wait({self._probe})
+        await self.client.aclose()
