@@ -31,6 +31,7 @@ class FakeGateway:
     log: list[dict[str, Any]] = field(default_factory=list)
     apply_twice: set[str] = field(default_factory=set)
     refuse_item: Callable[[dict[str, Any]], str | None] = lambda _: None
+    retry_after: str = ""
     in_flight: int = 0
     most_in_flight: int = 0
 
@@ -58,7 +59,9 @@ class FakeGateway:
                 await asyncio.sleep(0.005)
                 self.in_flight -= 1
                 results = [self.item(msgspec.json.decode(line)) for line in body.splitlines()]
-                return JSONResponse({"data": results})
+                rejected = any(result["status"] == "rejected" for result in results)
+                headers = {"Retry-After": self.retry_after} if rejected and self.retry_after else {}
+                return JSONResponse({"data": results}, status_code=207 if rejected else 202, headers=headers)
             case "GET", ["events", event_id]:
                 return self.status(event_id)
             case "GET", ["patients", patient_id]:

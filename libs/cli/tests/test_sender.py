@@ -1,4 +1,5 @@
 import random
+import time
 from collections import defaultdict
 from datetime import timedelta
 from typing import Any
@@ -74,6 +75,15 @@ async def test_an_event_that_must_wait_is_posted_again_before_later_ones_of_its_
     assert sending.accepted.total() == 400
     assert sending.retried > 60
     assert all(places == sorted(places) for places in order_of(gateway.log).values())
+
+
+async def test_an_event_that_must_wait_waits_as_long_as_the_gateway_says(gateway: FakeGateway) -> None:
+    gateway.retry_after = "0.5"
+    began = time.monotonic()
+    gateway.refuse_item = lambda event: "rate-limited" if time.monotonic() < began + 0.1 else None
+    await send_all(gateway, outgoing(10, 2), senders=1)
+    assert time.monotonic() - began >= 0.5
+    assert len(gateway.seen) == 2
 
 
 async def test_a_refused_event_is_told_by_its_place_and_the_others_go_on(gateway: FakeGateway) -> None:

@@ -52,13 +52,17 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True)
 class ItemResult:
-    """What became of one event of a batch: a receipt, or the error's code, message and details."""
+    """What became of one event of a batch: a receipt, or the error's code, message and details.
+
+    If it is `retriable`, the gateway wants it again after `retry_after` seconds (None: it did not say).
+    """
 
     receipt: Receipt | None = None
     code: str = ""
     message: str = ""
     details: list[Any] = field(default_factory=list)
     retriable: bool = False
+    retry_after: float | None = None
 
 
 class GatewayClient:
@@ -108,14 +112,13 @@ class GatewayClient:
         """
         body = b"\n".join(events) + b"\n"
         answer = await self._request("POST", "/events/batch", content=body, content_type="application/x-ndjson")
-        results = [_item(item) for item in _data(answer)]
+        retry_after = parse_retry_after(answer.headers.get("Retry-After"))
+        results = [_item(item, retry_after) for item in _data(answer)]
         if len(results) != len(events):
             raise Refused(502, {"code": "bad-gateway", "message": "The answer has not one result per event."})
         return results
 
-    async def event(
-        self, event_id: str, *, partition: int | None = None, offset: int | None = None
-    ) -> dict[str, Any]:
+    async def event(self, event_id: str, *, partition: int | None = None, offset: int | None = None) -> dict[str, Any]:
         """The status of an event. With its receipt's place it is known from acceptance on, else once processed.
 
         Raises Refused (404 if it is not known), Unreachable.
@@ -133,7 +136,7 @@ class GatewayClient:
     async def history_page(self, patient_id: str, params: Mapping[str, str]) -> tuple[list[dict[str, Any]], str | None]:
         """One page of the patient's history and the cursor of the next. Raises Refused, Unreachable."""
         answer = await self._request("GET", f"/patients/{_segment(patient_id)}/history", params=params)
-        return _data(answer), (answer.get("page") or {}).get("next")
+        return _data(answer), (_body(answer).get("page") or {}).get("next")
 
     async def history(
         self, patient_id: str, params: Mapping[str, str] | None = None, *, page_size: int = _PAGE
@@ -156,7 +159,7 @@ class GatewayClient:
         params: Mapping[str, str] | None = None,
         content: bytes | None = None,
         content_type: str | None = None,
-    ) -> dict[str, Any]:
+    ) -> httpx.Response:
         headers = {"Content-Type": content_type} if content_type else {}
         began = time.monotonic()
         attempt = 0
@@ -173,7 +176,7 @@ class GatewayClient:
             else:
                 self._answered = True
                 if response.is_success:
-                    return _object(response)
+                    return response
                 failure = _refused(response)
                 if response.status_code not in RETRIED_STATUSES:
                     raise failure
@@ -188,7 +191,7 @@ def _segment(value: str) -> str:
     return quote(value, safe="")
 
 
-def _object(response: httpx.Response) -> dict[str, Any]:
+def _body(response: httpx.Response) -> dict[str, Any]:
     try:
         body = msgspec.json.decode(response.content)
     except msgspec.DecodeError:
@@ -207,15 +210,15 @@ def _refused(response: httpx.Response) -> Refused:
     return Refused(response.status_code, error if isinstance(error, dict) else {})
 
 
-def _data(answer: Mapping[str, Any]) -> Any:
-    return answer["data"]
+def _data(response: httpx.Response) -> Any:
+    return _body(response)["data"]
 
 
 def _receipt(data: Mapping[str, Any]) -> Receipt:
     return Receipt(data["eventId"], data["partition"], data["offset"], data["statusUrl"])
 
 
-def _item(item: Mapping[str, Any]) -> ItemResult:
+def _item(item: Mapping[str, Any], retry_after: float | None) -> ItemResult:
     if item.get("status") == "accepted":
         return ItemResult(_receipt(item))
     error = item.get("error") or {}
@@ -225,4 +228,5 @@ def _item(item: Mapping[str, Any]) -> ItemResult:
         message=str(error.get("message", "")),
         details=list(error.get("details") or []),
         retriable=code in {"unavailable", "rate-limited"},
+        retry_after=retry_after,
     )

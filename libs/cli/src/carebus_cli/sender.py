@@ -108,7 +108,8 @@ async def _send_queue(
         if waiting:
             attempt += 1
             sending.retried += len(waiting)
-            seconds = policy.wait(attempt, time.monotonic() - stuck_since, None)
+            retry_after = next((result.retry_after for result in results if result.retriable), None)
+            seconds = policy.wait(attempt, time.monotonic() - stuck_since, retry_after)
             if seconds is None:
                 raise GaveUp("The gateway could not take the events; try again later.")
             await asyncio.sleep(seconds)
