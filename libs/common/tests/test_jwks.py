@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from carebus_common import jwks
 from carebus_common.errors import Unavailable
@@ -97,6 +98,14 @@ def test_a_key_meant_for_something_else_or_malformed_is_left_out(changes: dict[s
     assert set(keys) == {(ES.key_id, "ES256")}
 
 
+@pytest.mark.parametrize("curve", [ec.SECP256K1(), ec.SECP384R1()], ids=lambda curve: curve.name)
+def test_a_key_on_another_curve_is_left_out(curve: ec.EllipticCurve) -> None:
+    other = Issuer()
+    other.private_key = ec.generate_private_key(curve)
+    assert other.jwk()["crv"] != "P-256"
+    assert parse_jwks(document(other)) == {}
+
+
 @pytest.mark.parametrize("text", [b"", b"[]", b"{}", b'{"keys": {}}', b"null", b"\xff"])
 def test_another_document_is_refused(text: bytes) -> None:
     with pytest.raises(ValueError):
@@ -112,6 +121,13 @@ async def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
     await until(lambda: source.generation == 2)
     assert await source.find(ES.key_id, "ES256") is not None
     await source.stop()
+
+
+async def test_an_unchanged_file_is_not_read_again(tmp_path: Path) -> None:
+    source = key_source(str(RS.write_jwks(tmp_path / "jwks.json")))
+    for _ in range(3):
+        await source._reload()
+    assert source.generation == 1
 
 
 async def test_a_file_that_is_missing_at_the_start_is_found_later(tmp_path: Path) -> None:

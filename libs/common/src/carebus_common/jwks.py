@@ -179,10 +179,8 @@ class _FileReader:
             return None
         if stat.st_size > _MAX_DOCUMENT:
             raise ValueError("too large for a JWKS document")
-        document = self._path.read_bytes()
-        parse_jwks(document)  # a file caught half-written is read again
         self._seen = seen
-        return document
+        return self._path.read_bytes()
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

@@ -481,10 +481,10 @@ async def _refused(port: int) -> None:
     async with asyncio.timeout(5):
         while True:
             try:
-                _, writer = await asyncio.open_connection("127.0.0.1", port)
+                _, writer = await asyncio.wait_for(asyncio.open_connection("127.0.0.1", port), 0.2)
             except ConnectionRefusedError:
                 return
-            except ConnectionError:
+            except (ConnectionError, TimeoutError):
                 continue
             writer.close()
             await asyncio.sleep(0.01)

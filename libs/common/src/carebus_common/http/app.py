@@ -67,9 +67,7 @@ def create_app(
         version=version,
         description=description,
         lifespan=lifespan,
-        docs_url=None,
-        redoc_url=None,
-        openapi_url=None,
+        openapi_url=None,  # and without the document no /docs and /redoc
         redirect_slashes=False,
         # Its spans carry paths and exceptions as they are, and both may name a patient.
         telemetry={"tracing": False, "metrics": False, "logs": False},

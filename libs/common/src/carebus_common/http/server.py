@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import signal
 import socket
+import struct
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -36,6 +38,20 @@ T = TypeVar("T")
 _KEEP_ALIVE: Final = timedelta(seconds=75)
 # How long a connection may idle while stopping, in case its next request is on its way.
 _DRAIN_IDLE: Final = timedelta(seconds=0.5)
+
+
+# A connection attempt that is not answered is repeated after a second and then refused, or taken by another process on
+# the port; one that is answered and then finds the listener gone would be a lost request. So while stopping the kernel
+# drops what opens a connection (SYN, bit 1 of byte 13 of a TCP header) for as long as handshakes in progress may take.
+_HANDSHAKE: Final = timedelta(milliseconds=50)
+_SO_ATTACH_FILTER: Final = 26
+_INSTRUCTIONS: Final = ctypes.create_string_buffer(
+    struct.pack("=HBBI", 0x30, 0, 0, 13)  # load byte 13
+    + struct.pack("=HBBI", 0x45, 0, 1, 0x02)  # if SYN is set:
+    + struct.pack("=HBBI", 0x06, 0, 0, 0)  # drop
+    + struct.pack("=HBBI", 0x06, 0, 0, 0xFFFFFFFF)  # else keep
+)
+_DROP_NEW_CONNECTIONS: Final = struct.pack("@HP", 4, ctypes.addressof(_INSTRUCTIONS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +198,9 @@ class _Server(uvicorn.Server):
         """
         if self._queue is None:
             return
+        with contextlib.suppress(OSError):  # not Linux: a connection made in the last microseconds is reset
+            self._queue.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, _DROP_NEW_CONNECTIONS)
+            await asyncio.sleep(_HANDSHAKE.total_seconds())
         with contextlib.closing(self._queue) as queue:
             for server in self.servers:
                 server.close()
