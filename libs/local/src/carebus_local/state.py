@@ -6,7 +6,7 @@
   ports.json    the ports of the last run, preferred by the next
   logs/         NAME.log per child, and supervisor.log if detached
   keys/         the development key and jwks.json
-  kafka/ secantus/ mongod/ valkey/    the parts' data
+  kafka/ valkey/ secantusd-py/ …    the parts' data
 """
 
 from __future__ import annotations
