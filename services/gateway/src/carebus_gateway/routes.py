@@ -1,0 +1,65 @@
+"""What the gateway lets through, and to whom: one table."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final, Literal
+
+from carebus_common.errors import MethodNotAllowed, NotFound
+from carebus_gateway.settings import Settings
+
+__all__ = ["ROUTES", "Route", "UpstreamName", "find_route", "timeout_of", "urls_of"]
+
+UpstreamName = Literal["ingest", "processor", "claims"]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """`upstreams` are asked in turn, until one knows the answer. `{id}` is one segment of a path, `{rest}` any."""
+
+    method: str
+    path: str
+    upstreams: tuple[UpstreamName, ...]
+    timeout: Literal["event", "batch", "status", "patients"]
+
+
+ROUTES: Final = (
+    Route("POST", "/events", ("ingest",), "event"),
+    Route("POST", "/events/batch", ("ingest",), "batch"),
+    # Claims has an event once it is processed; until then the processor knows where it is.
+    Route("GET", "/events/{id}", ("claims", "processor"), "status"),
+    Route("GET", "/patients/{rest}", ("claims",), "patients"),
+)
+
+_PATTERNS: Final = tuple(
+    (re.compile(route.path.replace("{id}", "[^/]+").replace("{rest}", ".+")), route) for route in ROUTES
+)
+
+
+def find_route(method: str, path: str) -> Route:
+    """The route of an undecoded path; HEAD goes the way of GET. Raises NotFound, MethodNotAllowed."""
+    matching = [route for pattern, route in _PATTERNS if pattern.fullmatch(path)]
+    # `/events/batch` is a path of its own and not the id "batch".
+    matching = [route for route in matching if "{" not in route.path] or matching
+    for route in matching:
+        if route.method == ("GET" if method == "HEAD" else method):
+            return route
+    if not matching:
+        raise NotFound("There is nothing here.")
+    allowed = ["GET, HEAD" if route.method == "GET" else route.method for route in matching]
+    raise MethodNotAllowed("This path does not know that method.", headers={"Allow": ", ".join(allowed)})
+
+
+def timeout_of(route: Route, settings: Settings) -> timedelta:
+    return {
+        "event": settings.event_timeout,
+        "batch": settings.batch_timeout,
+        "status": settings.status_timeout,
+        "patients": settings.patients_timeout,
+    }[route.timeout]
+
+
+def urls_of(settings: Settings) -> dict[UpstreamName, str]:
+    return {"ingest": settings.ingest_url, "processor": settings.processor_url, "claims": settings.claims_url}
