@@ -5,7 +5,10 @@ Nothing here connects to anything; every document is the same text for the same 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import re
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +16,25 @@ import yaml
 from prometheus_client.metrics import MetricWrapperBase
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
+from pymongo import AsyncMongoClient
 
+import carebus_claims.main
 import carebus_claims.settings
 import carebus_claims.subscribers
+import carebus_gateway.routes
+import carebus_ingest.main
+import carebus_ingest.settings
+import carebus_processor.main
 import carebus_processor.settings
 import carebus_processor.subscribers
+from carebus_claims.repository import HistoryRepository
 from carebus_common import metrics
 from carebus_common.contracts.event import SCHEMA_VERSION, MedicalEvent
+from carebus_common.contracts.event_types import DATA_SCHEMAS
 from carebus_common.contracts.processed import ProcessedEvent
 from carebus_common.contracts.topics import EVENTS, EVENTS_PROCESSED, TOPICS, TopicDefinition
+from carebus_common.http.app import openapi
+from carebus_processor.status import EventStatus
 
 ROOT = Path(__file__).parents[1]
 
@@ -59,7 +72,8 @@ def configuration(topic: TopicDefinition) -> dict[str, str]:
 def asyncapi() -> str:
     """`docs/asyncapi.yaml`: every topic, what is on it, who sends and who receives."""
     _, schemas = models_json_schema(
-        [(model, "validation") for model in MESSAGES.values()], ref_template="#/components/schemas/{model}"
+        [(model, "validation") for model in (*MESSAGES.values(), *DATA_SCHEMAS.values())],
+        ref_template="#/components/schemas/{model}",
     )
     document = {
         "asyncapi": "3.0.0",
@@ -141,6 +155,8 @@ def message(model: type[BaseModel]) -> dict[str, Any]:
             "properties": {name: {"type": "string", "description": text} for name, text in HEADERS.items()},
         },
         "payload": {"$ref": f"#/components/schemas/{model.__name__}"},
+        # By the event's type, what `data` holds; of other types, any object.
+        "x-data": {name: {"$ref": f"#/components/schemas/{data.__name__}"} for name, data in DATA_SCHEMAS.items()},
         "bindings": {
             "kafka": {
                 "key": {"type": "string", "description": "The patientId's UTF-8 bytes."},
@@ -148,6 +164,94 @@ def message(model: type[BaseModel]) -> dict[str, Any]:
             }
         },
     }
+
+
+@cache
+def apis() -> dict[str, dict[str, Any]]:
+    """The OpenAPI documents of the services that have routes of their own, by service."""
+    ingest = carebus_ingest.settings.Settings(jwks="-")
+    claims = carebus_claims.settings.Settings(jwks="-")
+    processor = carebus_processor.settings.Settings(jwks="-")
+    nowhere: AsyncMongoClient[dict[str, Any]] = AsyncMongoClient("mongodb://nowhere.invalid", connect=False)
+    histories = HistoryRepository(nowhere["docs"], timeout=claims.read_timeout)
+    status = EventStatus(nowhere["docs"], NoOffsets())
+    return {
+        "ingest": openapi(carebus_ingest.main.create_api(ingest)),
+        "claims": openapi(carebus_claims.main.create_api(claims, None, histories)),
+        "processor": openapi(carebus_processor.main.create_api(processor, None, status)),
+    }
+
+
+class NoOffsets:
+    async def committed(self, partition: int) -> int | None:
+        raise NotImplementedError
+
+
+def gateway_api() -> dict[str, Any]:
+    """What the gateway lets through, by its table of routes; the operations are the upstreams' own."""
+    document: dict[str, Any] = {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Carebus gateway",
+            "version": "1.0.0",
+            "description": "The front door; 502, 503 and 504 tell that the service behind it is away.",
+        },
+        "paths": {},
+        "components": {},
+    }
+    for upstream, path, method, described in operations_let_through():
+        same = [known for known in document["paths"] if anonymous(known) == anonymous(path)]
+        known = document["paths"].setdefault(same[0] if same else path, {})
+        if method in known:
+            known[method] = either(known[method], described)
+        else:
+            known[method] = described
+        for kind, named in apis()[upstream]["components"].items():
+            merge(document["components"].setdefault(kind, {}), named)
+    return document
+
+
+def operations_let_through() -> Iterator[tuple[str, str, str, dict[str, Any]]]:
+    for route in carebus_gateway.routes.ROUTES:
+        for upstream in route.upstreams:
+            for path, item in apis()[upstream]["paths"].items():
+                if route.method.lower() in item and leads_to(route, path):
+                    yield upstream, path, route.method.lower(), item[route.method.lower()]
+
+
+def leads_to(route: carebus_gateway.routes.Route, path: str) -> bool:
+    return carebus_gateway.routes.find_route(route.method, anonymous(path)) is route
+
+
+def anonymous(path: str) -> str:
+    return re.sub(r"\{\w+\}", "x", path)
+
+
+def either(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """The operation of the upstream that is asked first, with what the second one may answer instead."""
+    schemas = [one["responses"]["200"]["content"]["application/json"]["schema"] for one in (first, second)]
+    answer = {
+        "description": "From whichever service knows it.",
+        "content": {"application/json": {"schema": {"anyOf": schemas}}},
+    }
+    return {
+        **first,
+        "description": f"{first['description']}\n\nOr, where that is 404: {second['description']}",
+        "security": [{"bearer": sorted({role for one in (first, second) for role in one["security"][0]["bearer"]})}],
+        "responses": {**first["responses"], "200": answer},
+    }
+
+
+def merge(known: dict[str, Any], more: dict[str, Any]) -> None:
+    for name, schema in more.items():
+        if known.setdefault(name, schema) != schema:
+            raise ValueError(f"two services mean different things by {name}")
+
+
+def service_api(service: str) -> str:
+    """`docs/openapi/SERVICE.json`."""
+    document = gateway_api() if service == "gateway" else apis()[service]
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 
 def metrics_page() -> str:
@@ -178,6 +282,10 @@ DOCUMENTS: dict[str, Callable[[], str]] = {
     "deploy/kafka/topics.yaml": topics,
     "docs/asyncapi.yaml": asyncapi,
     "docs/metrics.md": metrics_page,
+    **{
+        f"docs/openapi/{service}.json": partial(service_api, service)
+        for service in ("ingest", "claims", "processor", "gateway")
+    },
 }
 
 

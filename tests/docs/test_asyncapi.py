@@ -20,8 +20,9 @@ import carebus_claims.subscribers
 import carebus_processor.subscribers
 from carebus_common.consumer import Delivery, OrderedConsumer, Position, Store
 from carebus_common.contracts.event import MedicalEvent, encode
-from carebus_common.contracts.topics import EVENTS_PROCESSED, TOPICS
+from carebus_common.contracts.topics import EVENTS, EVENTS_PROCESSED, TOPICS
 from carebus_common.messages import Receipt
+from carebus_ingest.accept import Sender, accept_event
 from carebus_processor.handlers import handle_event
 
 DOCUMENT: dict[str, Any] = yaml.safe_load((Path(__file__).parents[2] / "docs/asyncapi.yaml").read_text())
@@ -56,6 +57,10 @@ def check(value: bytes, schema: str) -> None:
     ).validate(msgspec.json.decode(value))
 
 
+def headers_of(message: str) -> set[str]:
+    return set(DOCUMENT["components"]["messages"][message]["headers"]["properties"])
+
+
 def test_the_document_has_the_form_of_asyncapi_3() -> None:
     assert ApplicationSchema.model_validate(DOCUMENT).asyncapi == "3.0.0"
 
@@ -75,7 +80,12 @@ def test_every_topic_is_a_channel_with_its_partitions() -> None:
 
 
 def test_an_event_record_is_what_the_document_says() -> None:
-    check(encode(EVENT), "MedicalEvent")
+    body = b'{"patientId": "p-1", "type": "vital-signs", "ts": "2026-11-23T08:00:00Z", "data": {"heartRate": 131}}'
+    message = accept_event(body, Sender("north-hospital", NOW, "00-11-22-01")).message
+    assert message.topic == EVENTS.name
+    assert message.value is not None
+    check(message.value, "MedicalEvent")
+    assert {name for name, _ in message.headers} == headers_of("MedicalEvent")
 
 
 def test_a_record_that_is_not_what_the_document_says_is_told_apart() -> None:
@@ -92,8 +102,7 @@ def test_a_processed_record_is_what_the_document_says() -> None:
     assert message.topic == EVENTS_PROCESSED.name
     assert message.value is not None
     check(message.value, "ProcessedEvent")
-    documented = DOCUMENT["components"]["messages"]["ProcessedEvent"]["headers"]["properties"]
-    assert {name for name, _ in message.headers} <= documented.keys()
+    assert {name for name, _ in message.headers} <= headers_of("ProcessedEvent")
 
 
 class Nowhere:
