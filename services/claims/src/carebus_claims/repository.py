@@ -5,13 +5,14 @@ The consumer runtime writes them (see `subscribers.py`); nothing else does.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, cast
 from uuid import UUID
 
+import bson
 import pymongo
 from pymongo import IndexModel
 from pymongo.asynchronous.collection import AsyncCollection
@@ -46,6 +47,7 @@ INDEXES: Final = (
     ),
 )
 
+_PAGE_BYTES: Final = 4 * 1024 * 1024
 _RETRY_AFTER: Final = timedelta(seconds=2)
 # mongod's codes for "not now": shutting down, stepping down, no primary.
 _AWAY_CODES: Final = frozenset({91, 189, 10107, 11600, 11602, 13435, 13436})
@@ -124,18 +126,21 @@ class TenantHistory:
     ) -> tuple[list[Document], Place | None] | None:
         """At most `limit` history rows, and the place after which there are more (None: there are none).
 
-        None for an unknown patient.
+        A page of large events is shorter: beyond its first row it holds at most 4 MiB. None for an unknown patient.
         """
         with _in_time(self._timeout):
             summary = await self.summary(patient_id)
             if summary is None:
                 return None
             rows: list[Document] = []
+            room = _PAGE_BYTES
             for query in self.history_queries(patient_id, only, summary, after):
-                rows += await self._find(query, only, limit + 1 - len(rows))
-                if len(rows) > limit:
-                    rows.pop()
-                    return rows, Place(rows[-1]["ts"], rows[-1]["_id"])
+                async with aclosing(self._sized(query, only, limit + 1 - len(rows))) as found:
+                    async for size, row in found:
+                        if len(rows) == limit or (rows and size > room):
+                            return rows, Place(rows[-1]["ts"], rows[-1]["_id"])
+                        rows.append(row)
+                        room -= size
             return rows, None
 
     def history_queries(
@@ -160,10 +165,17 @@ class TenantHistory:
             ts = {operator: bound for operator, bound in bounds.items() if bound is not None}
             yield {**whose, "ts": ts} if ts else whose
 
-    async def _find(self, query: Document, only: HistoryFilter, limit: int) -> list[Document]:
+    async def _sized(self, query: Document, only: HistoryFilter, limit: int) -> AsyncGenerator[tuple[int, Document]]:
+        """Rows with their size in bytes, decoded one by one: a batch of the largest would fill the memory."""
         direction = pymongo.DESCENDING if only.newest_first else pymongo.ASCENDING
-        cursor = self._histories.find(query, _FIELDS).sort([("ts", direction), ("_id", direction)])
-        return await cursor.limit(limit).batch_size(limit).to_list()
+        cursor = self._histories.find_raw_batches(query, _FIELDS)
+        async with cursor.sort([("ts", direction), ("_id", direction)]).limit(limit).batch_size(limit):
+            async for each in cursor:
+                batch, offset = cast(bytes, each), 0
+                while offset < len(batch):
+                    size = int.from_bytes(batch[offset : offset + 4], "little")
+                    yield size, bson.decode(batch[offset : offset + size], self._histories.codec_options)
+                    offset += size
 
 
 # Everything but the runtime's own: messages to re-emit, hashes, positions.

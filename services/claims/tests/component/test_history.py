@@ -107,6 +107,16 @@ async def test_pages_do_not_shift_when_events_arrive_between_them(world: Any, ev
     assert minutes(second["data"]) == [10, 8, 6, 5, 4, 2, 0]
 
 
+async def test_a_page_of_large_events_is_shorter_and_none_is_lost(world: Any, events: Any) -> None:
+    everything = [events(ts=NOON + MINUTE * n, data={"scan": "x" * 250_000}) for n in range(40)]
+    await world.apply(everything)
+
+    found = await pages(world, "/patients/patient-1/history", limit=200)
+
+    assert [len(page) for page in found] == [16, 16, 8]
+    assert [row["eventId"] for page in found for row in page] == [str(event.event_id) for event in everything[::-1]]
+
+
 @pytest.mark.parametrize("asked", ["lab-result", "LAB_RESULT"])
 async def test_a_type_selects_both_of_its_spellings_and_nothing_like_it(world: Any, events: Any, asked: str) -> None:
     await world.apply(events(type=t) for t in ("lab-result", "LAB_RESULT", "lab-result.v2", "lab", "admission"))
