@@ -16,10 +16,12 @@ __all__ = ["demo"]
 
 
 def demo(
+    *,
     once: Annotated[
         bool, typer.Option("--once", help="Stop after the summary; exit code 0 only if all is well.")
     ] = False,
     state_dir: StateDirOption = DEFAULT_STATE_DIR,
+    patients: Annotated[int, typer.Option(min=1, max=2000, help="Patients of the day; each has some 28 events.")] = 150,
     rate: Annotated[float, typer.Option(min=1, help="Events posted a second.")] = 200,
     drain: Annotated[float, typer.Option(min=1, help="Seconds without progress after which waiting ends.")] = 60,
     as_json: JsonOption = False,
@@ -33,6 +35,7 @@ def demo(
     started_at = float(os.environ.get("CAREBUS_STARTED_AT") or time.time())
     from carebus_cli.demo.run import run_demo  # noqa: PLC0415 - Kafka's client is slow to import
 
-    sys.exit(
-        asyncio.run(run_demo(state_dir, once=once, rate=rate, drain=drain, as_json=as_json, started_at=started_at))
+    work = run_demo(
+        state_dir, once=once, patients=patients, rate=rate, drain=drain, as_json=as_json, started_at=started_at
     )
+    sys.exit(asyncio.run(work))

@@ -39,7 +39,9 @@ _ROLES: Final = ("event-sender", "admin")
 _SHOWN: Final = 12
 
 
-async def run_demo(state_dir: Path, *, once: bool, rate: float, drain: float, as_json: bool, started_at: float) -> int:
+async def run_demo(
+    state_dir: Path, *, once: bool, patients: int, rate: float, drain: float, as_json: bool, started_at: float
+) -> int:
     """The exit code: 0 if every post was accepted, and every accepted event processed once and in order.
 
     With `once` it returns after the summary, else when SIGINT or SIGTERM comes. Raises LocalError if something does
@@ -53,7 +55,9 @@ async def run_demo(state_dir: Path, *, once: bool, rate: float, drain: float, as
             with waiting:
                 async with _ticking(waiting.tick):
                     system = await stack.enter_async_context(running(state_dir, on_progress=waiting.note))
-            summary = await _run_day(system, rate=rate, drain=drain, quiet=as_json, started_at=started_at)
+            summary = await _run_day(
+                system, patients=patients, rate=rate, drain=drain, quiet=as_json, started_at=started_at
+            )
             code = 0 if summary.complete else 1
             if as_json:
                 sys.stdout.write(msgspec.json.format(msgspec.json.encode(summary.as_json())).decode() + "\n")
@@ -72,9 +76,11 @@ async def run_demo(state_dir: Path, *, once: bool, rate: float, drain: float, as
     return code
 
 
-async def _run_day(system: System, *, rate: float, drain: float, quiet: bool, started_at: float) -> Summary:
+async def _run_day(
+    system: System, *, patients: int, rate: float, drain: float, quiet: bool, started_at: float
+) -> Summary:
     run = f"{time.strftime('%m%d')}-{secrets.token_hex(3)}"
-    day = sample_day(run)
+    day = sample_day(run, patients=patients)
     ledger = Ledger()
     token = system.token(DEFAULT_ORG, _ROLES)
     async with GatewayClient(system.urls["gateway"], token) as client, LagReader(system.parts.kafka_bootstrap) as lags:
