@@ -118,7 +118,8 @@ def _read(directory: Path, *, strict: bool, quiet: bool) -> Plan:
 
 async def _import(client: GatewayClient, made: Plan, run: _Run, *, senders: int, stall: float, quiet: bool) -> None:
     expected = Counter(event.patient_id for event in made.events)
-    run.before = _by_type(await count_patients(client, expected))
+    with Meter("looking for earlier events, patients", len(expected), quiet=quiet) as meter:
+        run.before = _by_type(await count_patients(client, expected, on_patient=meter.advance))
     outgoing = (Outgoing(place, event.patient_id, event.type, event.body) for place, event in enumerate(made.events))
     began = time.monotonic()
     with Meter("accepted", len(made.events), quiet=quiet) as meter:
@@ -133,7 +134,9 @@ async def _import(client: GatewayClient, made: Plan, run: _Run, *, senders: int,
             run.total_seconds = time.monotonic() - began
             meter.set(seen)
 
-        counts = await wait_for_counts(client, expected, stall_after=stall, on_progress=on_progress)
+        await wait_for_counts(client, expected, stall_after=stall, on_progress=on_progress)
+    with Meter("reading back, patients", len(expected), quiet=quiet) as meter:
+        counts = await count_patients(client, expected, on_patient=meter.advance)
     run.processed = _by_type(counts)
     run.wrong_patients = sum(counts[patient_id].total() != count for patient_id, count in expected.items())
 

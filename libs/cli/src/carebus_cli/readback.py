@@ -22,7 +22,9 @@ class PatientReader(Protocol):
     async def patient(self, patient_id: str) -> dict[str, Any]: ...
 
 
-async def count_patients(reader: PatientReader, patient_ids: Iterable[str]) -> dict[str, Counter[str]]:
+async def count_patients(
+    reader: PatientReader, patient_ids: Iterable[str], *, on_patient: Callable[[], None] = lambda: None
+) -> dict[str, Counter[str]]:
     """Events per type in each patient's history; nothing for a patient that is not known (yet)."""
     gate = asyncio.Semaphore(_AT_ONCE)
 
@@ -34,6 +36,8 @@ async def count_patients(reader: PatientReader, patient_ids: Iterable[str]) -> d
                 if refused.status == 404:
                     return Counter()
                 raise
+            finally:
+                on_patient()
 
     ids = list(patient_ids)
     return dict(zip(ids, await asyncio.gather(*map(count, ids)), strict=True))
@@ -50,12 +54,13 @@ async def wait_for_counts(
     *,
     stall_after: float,
     on_progress: Callable[[int], None] = lambda _: None,
-) -> dict[str, Counter[str]]:
+) -> None:
     """Read until each patient has at least as many events as `expected`, or nothing changes for `stall_after` seconds.
 
     Asking costs the same machine's time as processing, so a few patients stand for all of them until those are
-    complete, and then the others are asked. At the end all are read once more, so that an event counted twice
-    shows. `on_progress` is told how many events there are by this estimate, and in the end the true number.
+    complete, and then the others are asked. `on_progress` is told how many events there are by this estimate, and
+    in the end the true number. What was seen on the way is not the last word, so nothing is returned: read anew
+    with `count_patients`, and an event that was counted twice shows.
     """
     loop = asyncio.get_running_loop()
     changed_at = loop.time()
@@ -75,7 +80,6 @@ async def wait_for_counts(
             break
         if missing:
             await asyncio.sleep(0.5)
-    return await count_patients(reader, expected)
 
 
 async def _totals(reader: PatientReader, patient_ids: Iterable[str]) -> dict[str, int]:

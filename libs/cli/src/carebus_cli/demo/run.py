@@ -29,7 +29,7 @@ from carebus_cli.demo.stream import stream
 from carebus_cli.demo.summary import Summary, show
 from carebus_cli.demo.verify import verify
 from carebus_cli.demo.view import LiveView
-from carebus_cli.meter import stderr
+from carebus_cli.meter import Meter, stderr
 from carebus_cli.progress import Waiting
 from carebus_local.system import System, running
 
@@ -73,6 +73,9 @@ async def run_demo(
     except ApiError as error:
         tell_error(error)
         return 1
+    except KafkaError as error:
+        stderr.print(f"Kafka does not answer: {type(error).__name__}", style="red")
+        return 1
     return code
 
 
@@ -93,7 +96,8 @@ async def _run_day(
                 probing.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await probing
-        verdict = await verify(client, ledger)
+        with Meter("reading back, patients", patients, quiet=quiet) as meter:
+            verdict = await verify(client, ledger, on_patient=meter.advance)
         patient_id = _patient_to_show(ledger)
         history, _ = await client.history_page(patient_id, {"limit": str(_SHOWN)})
     url = f"{system.urls['gateway']}/patients/{quote(patient_id, safe='')}/history"

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final, Protocol
@@ -54,7 +54,7 @@ class Verdict:
         return self.once == self.events and not any(wrong)
 
 
-async def verify(reader: HistoryReader, ledger: Ledger) -> Verdict:
+async def verify(reader: HistoryReader, ledger: Ledger, *, on_patient: Callable[[], None] = lambda: None) -> Verdict:
     """Read every patient's history and compare. Raises Refused, Unreachable if the gateway cannot be read."""
     verdict = Verdict(events=len(ledger.accepted))
     gate = asyncio.Semaphore(_AT_ONCE)
@@ -69,6 +69,7 @@ async def verify(reader: HistoryReader, ledger: Ledger) -> Verdict:
                     raise
                 history, summary = [], {"eventTotal": 0, "lateTotal": 0}
         compare(verdict, entries, history, summary)
+        on_patient()
 
     await asyncio.gather(*(check(patient_id, entries) for patient_id, entries in ledger.by_patient().items()))
     return verdict
