@@ -38,11 +38,11 @@ class LagReader:
         self._consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, client_id="carebus-demo", group_id=None)
 
     async def __aenter__(self) -> Self:
-        await self._admin.start()
         try:
+            await self._admin.start()
             await self._consumer.start()
         except BaseException:
-            await self._admin.close()
+            await self.__aexit__()
             raise
         return self
 
