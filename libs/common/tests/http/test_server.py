@@ -155,6 +155,22 @@ async def test_a_head_that_stalls_is_answered_and_closed(connection: Connection)
     assert time.monotonic() - began < 3
 
 
+async def test_a_later_head_that_stalls_is_answered_and_closed_too(connection: Connection) -> None:
+    await connection.get()
+    began = time.monotonic()
+    await connection.send(b"GET /fast HTTP/1.1\r\nhost")
+    assert (await connection.answer()).status == 408
+    await connection.closed()
+    assert time.monotonic() - began < 3
+
+
+async def test_a_connection_may_idle_longer_than_a_request_may_take(connection: Connection) -> None:
+    await connection.get()
+    with pytest.raises(TimeoutError):
+        await connection.closed(timeout=3 * LIMITS["body_timeout"].total_seconds())
+    assert (await connection.get()).status == 200
+
+
 async def test_a_head_that_drips_is_closed(connection: Connection) -> None:
     began = time.monotonic()
     try:
@@ -437,12 +453,25 @@ async def test_a_request_that_comes_while_stopping_on_an_open_connection_is_answ
     await asyncio.wait_for(served.task, 5)
 
 
-async def test_an_idle_connection_does_not_hold_up_the_stop(served: Serving) -> None:
-    async with connected(served.port) as connection:
+async def test_an_idle_connection_does_not_hold_up_the_stop(app: FastAPI) -> None:
+    patient = timedelta(seconds=30)
+    async with serving(app, shutdown_timeout=patient) as running, connected(running.port) as connection:
         await connection.get()
-        served.stop.set()
+        running.stop.set()
         await connection.closed()
+        await asyncio.wait_for(running.task, 5)
+
+
+async def test_a_connection_that_waits_to_be_accepted_is_served_before_the_stop(
+    served: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel completes connections by itself; here it does while the loop is busy with being stopped."""
+    monkeypatch.setattr(server, "_SO_ATTACH_FILTER", -1)
+    with socket.create_connection(("127.0.0.1", served.port), timeout=5) as waiting:
+        waiting.sendall(b"GET /fast HTTP/1.1\r\nhost: x\r\n\r\n")
+        served.stop.set()
         await asyncio.wait_for(served.task, 5)
+        assert waiting.recv(1000).startswith(b"HTTP/1.1 200 ")
 
 
 async def test_a_request_that_does_not_end_is_cut_off_in_time(app: FastAPI, caplog: pytest.LogCaptureFixture) -> None:
