@@ -16,6 +16,7 @@ LOCKED := uv.lock pyproject.toml $(wildcard libs/*/pyproject.toml services/*/pyp
 SYNC = $(UV) sync --frozen --inexact --all-packages --python $(PYTHON)
 export UV_PROJECT_ENVIRONMENT := .venv
 export UV_PYTHON_DOWNLOADS := never
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 # A dot a second while something silent goes on; its output only if it fails.
 WITH_DOTS := sh -c 'while sleep 1; do printf . >&2; done & dots=$$!; "$$@" >.tools/log 2>&1; code=$$?; \
@@ -63,9 +64,8 @@ $(UV):
 		echo "Install one, or name one: make PYTHON=/path/to/python3.11" >&2; exit 1; fi
 	@echo "Fetching uv $(UV_VERSION) into .tools/"
 	@rm -rf .tools && mkdir .tools
-	@$(WITH_DOTS) sh -ec 'if $(PYTHON) -m venv .tools/new; \
-		then .tools/new/bin/python -m pip install --disable-pip-version-check uv==$(UV_VERSION); \
-		else rm -rf .tools/new; $(PYTHON) -m pip install --target .tools/new uv==$(UV_VERSION); fi'
+	@$(WITH_DOTS) sh -ec '$(PYTHON) -m pip install --target .tools/new uv==$(UV_VERSION) || { rm -rf .tools/new; \
+		$(PYTHON) -m venv .tools/new; .tools/new/bin/python -m pip install uv==$(UV_VERSION); }'
 	@mv .tools/new .tools/uv-$(UV_VERSION)
 
 $(RUN_READY): $(LOCKED) | $(UV)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import uuid
 from datetime import timedelta
 from pathlib import Path
 
-from carebus_local.jars import are_cached, find_java, kafka_jars
+from carebus_local.jars import fetch, find_java, kafka_jars
 from carebus_local.net import accepts, host_and_port
 from carebus_local.program import Program
 
@@ -29,8 +28,8 @@ async def program(state_dir: Path, port: int, controller_port: int) -> Program:
     home = state_dir / "kafka"
     config = _prepare(home, port, controller_port)
     java = find_java()
-    # Without a pause if nothing is to be fetched: the broker takes longest and so should be the first to start.
-    jars = kafka_jars() if are_cached() else await asyncio.to_thread(kafka_jars)
+    # Does not pause if nothing is to be fetched: the broker takes longest and so should be the first to start.
+    await fetch()
     address = bootstrap(port)
     return Program(
         name="kafka",
@@ -44,7 +43,7 @@ async def program(state_dir: Path, port: int, controller_port: int) -> Program:
             "-Dorg.slf4j.simpleLogger.showDateTime=true",
             "-Dorg.slf4j.simpleLogger.dateTimeFormat=yyyy-MM-dd'T'HH:mm:ss.SSSXXX",
             "-cp",
-            ":".join(str(jar) for jar in jars),
+            ":".join(str(jar) for jar in kafka_jars()),
             "kafka.Kafka",
             str(config),
         ),

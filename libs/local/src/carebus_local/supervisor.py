@@ -9,12 +9,12 @@ import asyncio
 import contextlib
 import os
 import signal
-import sys
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 
 from carebus_local.errors import StartFailed
+from carebus_local.guard import guarded
 from carebus_local.identity import identify
 from carebus_local.logs import last_words, log_path, rotate
 from carebus_local.program import Check, Kind, Program
@@ -22,7 +22,6 @@ from carebus_local.state import Health, Status
 
 __all__ = ["Supervisor"]
 
-_GUARD = str(Path(__file__).with_name("guard.py"))
 _CHECK_TIMEOUT = timedelta(seconds=3)
 _CHECK_EVERY = timedelta(seconds=2)
 # One missed check may be a pause of the machine; the second one in a row counts.
@@ -125,12 +124,7 @@ class _Child:
         with self._log.open("ab") as log:
             self._log_start = log.tell()
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-I",
-                "-S",
-                _GUARD,
-                str(os.getpid()),
-                *self.program.command,
+                *guarded(self.program.command),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
