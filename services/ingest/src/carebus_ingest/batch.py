@@ -6,8 +6,9 @@ own, so that a broken one is its own refusal.
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -59,13 +60,28 @@ def _elements(body: bytes, limit: int) -> list[bytes]:
         strict_json.parse_value(body, max_depth=strict_json.MAX_DEPTH + 1)
         raise _not_an_array() from None
     for number, (begin, end) in enumerate(spans):
-        try:
-            strict_json.parse_value(body[begin:end])
-        except MalformedJson as error:
-            (detail,) = error.details
-            if detail["rule"] in _WHOLE:
-                raise MalformedJson(error.message, details=[_within(body, number, begin, detail)]) from None
+        _refuse_broken(body, number, begin, end)
     return [body[begin:end] for begin, end in spans]
+
+
+def _refuse_broken(body: bytes, number: int, begin: int, end: int) -> None:
+    """Raises MalformedJson, placed in the whole body, if the item breaks the array around it."""
+    item = body[begin:end]
+    try:
+        strict_json.parse_value(item)
+    except MalformedJson as error:
+        (detail,) = error.details
+        if detail["rule"] in _WHOLE:
+            raise MalformedJson(error.message, details=[_within(body, number, begin, detail)]) from None
+        # The first offender is the item's own affair; a later one need not be.
+        try:
+            json.loads(item.decode("utf-8", "surrogateescape"), parse_int=len)
+        except json.JSONDecodeError as broken:
+            at = len(broken.doc[: broken.pos].encode("utf-8", "surrogateescape"))
+            place = _within(body, number, begin, {"path": "$", "rule": "syntax", "byte": at})
+            raise MalformedJson("The body is not acceptable JSON: it is not well formed.", details=[place]) from None
+        except RecursionError:
+            return
 
 
 def _scan(body: bytes, limit: int) -> Iterator[tuple[int, int]]:
@@ -99,7 +115,7 @@ def _scan(body: bytes, limit: int) -> Iterator[tuple[int, int]]:
     raise ValueError("not balanced")
 
 
-def _within(body: bytes, number: int, begin: int, detail: dict[str, Any] | Any) -> dict[str, Any]:
+def _within(body: bytes, number: int, begin: int, detail: Mapping[str, Any]) -> dict[str, Any]:
     """An item's detail with its place in the whole body."""
     at = begin + detail["byte"]
     line_begin = body.rfind(b"\n", 0, at) + 1

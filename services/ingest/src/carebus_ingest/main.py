@@ -47,12 +47,17 @@ async def main(
     """Serve until SIGTERM, SIGINT or `stop`. Kafka and Redis may come later, and go."""
     keys = key_source(settings.jwks)
     verifier = TokenVerifier(keys, settings)
-    redis = RedisAside(connect(settings.redis_url, settings.redis_timeout), settings.redis_timeout)
+    redis = RedisAside(connect(settings.redis_url, settings.redis_timeout))
     publisher = Publisher(
         settings.kafka_bootstrap,
         client_id="carebus-ingest",
         deadline=settings.publish_deadline,
         topics=[EVENTS.name],
+    )
+    limiter = RateLimiter(
+        redis,
+        events_per_minute=settings.rate_limit_events_per_minute,
+        bytes_per_minute=settings.rate_limit_bytes_per_minute,
     )
     api = create_api(settings, verifier)
     api.get("/health", include_in_schema=False)(health_route({"broker": _broker_check(publisher)}))
@@ -60,11 +65,7 @@ async def main(
         api,
         settings,
         verifier=verifier,
-        limiter=RateLimiter(
-            redis,
-            events_per_minute=settings.rate_limit_events_per_minute,
-            bytes_per_minute=settings.rate_limit_bytes_per_minute,
-        ),
+        limiter=limiter,
         replays=Replays(redis, settings.idempotency_retention),
         publisher=publisher,
     )
@@ -74,6 +75,7 @@ async def main(
         await serve(app, settings, started=started, stop=stop)
     finally:
         await publisher.stop()
+        await limiter.close()
         await redis.close()
         await keys.stop()
 

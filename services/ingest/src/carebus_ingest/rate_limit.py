@@ -102,6 +102,7 @@ class RateLimiter:
         self._limits = {"count": events_per_minute, "bytes": bytes_per_minute}
         self._allowances: dict[str, _Allowance] = {}
         self._returns: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     async def take(self, organization_id: str, events: int, size: int) -> Grant:
         """Spend `size` bytes and up to `events` events, at least one.
@@ -188,7 +189,8 @@ class RateLimiter:
 
     def _give_back(self, organization_id: str, allowance: _Allowance) -> None:
         """Called when a lease is over: what was not spent is for others, unless a newer lease took it over."""
-        if asyncio.get_running_loop().time() < allowance.until or not (allowance.events or allowance.bytes):
+        over = asyncio.get_running_loop().time() >= allowance.until
+        if self._closed or not over or not (allowance.events or allowance.bytes):
             return
         task = asyncio.get_running_loop().create_task(self._return_lease(organization_id, allowance))
         self._returns.add(task)
@@ -204,6 +206,15 @@ class RateLimiter:
                 await self._run(organization_id, 0, 0, given)
             except RedisAway:
                 _log.info("lease-not-returned")
+
+    async def close(self) -> None:
+        """Give all leases back, before Redis is disconnected."""
+        self._closed = True
+        for organization_id, allowance in self._allowances.items():
+            allowance.until = 0.0
+            if allowance.events or allowance.bytes:
+                await self._return_lease(organization_id, allowance)
+        await asyncio.gather(*self._returns)
 
     def _refusal(self, which: str, left: int, seconds: float) -> RateLimited:
         metrics.RATE_LIMITED.labels(which).inc()

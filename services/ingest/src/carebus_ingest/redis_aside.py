@@ -29,14 +29,17 @@ class RedisAway(Exception):
 
 
 def connect(url: str, within: timedelta) -> Redis:
-    """A client that connects when used and gives up `within` that time; it retries nothing by itself."""
+    """A client that connects when used. Waiting for a connection, connecting and the answer may each take that long.
+
+    Commands are not to be cancelled from outside instead: that leaves connections behind.
+    """
     seconds = within.total_seconds()
     pool: BlockingConnectionPool = BlockingConnectionPool.from_url(
         url,
         socket_timeout=seconds,
         socket_connect_timeout=seconds,
         max_connections=_MAX_CONNECTIONS,
-        timeout=None,
+        timeout=seconds,
         retry=Retry(NoBackoff(), 0),
     )
     return Redis.from_pool(pool)
@@ -48,19 +51,17 @@ class RedisAside:
     So a request waits for a missing Redis at most once, and hardly any request does.
     """
 
-    def __init__(self, client: Redis, within: timedelta) -> None:
+    def __init__(self, client: Redis) -> None:
         self.client = client
-        self._seconds = within.total_seconds()
         self._away = False
         self._probe: asyncio.Task[None] | None = None
 
     async def call(self, command: Callable[[], Awaitable[T]]) -> T:
-        """The command's answer; raises `RedisAway` after `within` at the latest."""
+        """The command's answer; raises `RedisAway`."""
         if self._away:
             raise RedisAway
         try:
-            async with asyncio.timeout(self._seconds):
-                return await command()
+            return await command()
         except (RedisError, OSError, TimeoutError) as error:
             if not self._away:
                 self._away = True
@@ -72,9 +73,8 @@ class RedisAside:
         while True:
             await asyncio.sleep(_PROBE_EVERY.total_seconds())
             try:
-                async with asyncio.timeout(self._seconds):
-                    ping: Any = self.client.ping()
-                    await ping
+                ping: Any = self.client.ping()
+                await ping
             except (RedisError, OSError, TimeoutError):
                 continue
             self._away = False
