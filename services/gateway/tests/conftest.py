@@ -76,6 +76,7 @@ class LittleServer:
     behave: Behaviour = field(default_factory=answer)
     script: list[Behaviour] = field(default_factory=list)
     requests: list[Request] = field(default_factory=list)
+    connections: int = 0
     port: int = 0
     # Answer before the body is read.
     hasty: bool = False
@@ -104,6 +105,7 @@ class LittleServer:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
+        self.connections += 1
         try:
             while not writer.is_closing():
                 request = await self._read(reader)

@@ -153,13 +153,11 @@ class Gateway:
             ours.append((b"content-length", b"%d" % len(answer.body)))
         headers = [*answer.headers, *(pair for pair in ours if pair[0] not in present)]
         start = {"type": "http.response.start", "status": answer.status, "headers": headers}
-        more = answer.more
-        body = answer.body
-        if scope["method"] == "HEAD":
-            more, body = None, b""
+        # The server leaves the body out of an answer to HEAD; there is no need to fetch the rest of it.
+        more = None if scope["method"] == "HEAD" else answer.more
         try:
             await self._send(send, start)
-            await self._send(send, {"type": "http.response.body", "body": body, "more_body": more is not None})
+            await self._send(send, {"type": "http.response.body", "body": answer.body, "more_body": more is not None})
             while more is not None:
                 part = await more()
                 await self._send(send, {"type": "http.response.body", "body": part, "more_body": bool(part)})
