@@ -87,6 +87,15 @@ async def test_several_processes_share_one_limit_to_the_last_event(stack: StackU
             assert await accepted(limiter, organization) == 0
 
 
+async def test_what_another_process_has_leased_and_not_spent_is_waited_for(stack: StackUrls, organization: str) -> None:
+    async with limiting(stack.redis_url, 640) as first, limiting(stack.redis_url, 640) as second:
+        assert await accepted(first, organization) == 1
+        assert first._allowances[organization].events == 9
+        grant = await second.take(organization, 639, 400)
+        assert (grant.events, grant.refusal) == (639, None)
+        assert await accepted(first, organization) == 0
+
+
 async def test_many_at_once_in_several_processes_get_the_limit_exactly(stack: StackUrls, organization: str) -> None:
     async with limiting(stack.redis_url, 500) as first, limiting(stack.redis_url, 500) as second:
         taken = await asyncio.gather(*(accepted(one, organization) for _ in range(400) for one in (first, second)))
