@@ -11,7 +11,7 @@ coroutine leaves its batch, and only its own patient waits for it.
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -249,6 +249,7 @@ class OrderedConsumer(ConsumerRebalanceListener, Generic[E]):  # type: ignore[mi
 
     def _carry_on(self, plan: Plan[E]) -> None:
         """After the commit: let lanes go on, publish, and remember."""
+        fates: Counter[tuple[Fate, str]] = Counter()
         for lane, settled in plan.settled.items():
             lane.row = plan.rows[lane]
             for one in settled:
@@ -256,31 +257,33 @@ class OrderedConsumer(ConsumerRebalanceListener, Generic[E]):  # type: ignore[mi
                 lane.records.popleft()
                 if one.fate is not Fate.UNDECODABLE:
                     self._recent.add(one.record.inbox_id)
-                self._count(one)
+                if one.fate is Fate.CONFLICT or one.fate is Fate.UNDECODABLE:
+                    log.warning(
+                        f"event-{one.fate.name.lower()}", group=self.subscription.group, source=_place(one.record)
+                    )
+                fates[one.fate, getattr(one.record.event, "type", "")] += 1
             if settled:
                 lane.handled = None
             self._emitter.put(settled)
+        self._count(fates)
         for lane, error in plan.failed.items():
             self._stop(lane, error)
         for lane, slow in plan.slow.items():
             self._start_slow(lane, slow)
 
-    def _count(self, settled: Settled[E]) -> None:
+    def _count(self, fates: Counter[tuple[Fate, str]]) -> None:
         group = self.subscription.group
-        match settled.fate:
-            case Fate.DUPLICATE:
-                metrics.DUPLICATES.labels(group).inc()
-            case Fate.CONFLICT:
-                metrics.CONFLICTS.labels(group).inc()
-                event = settled.record.event
-                log.warning("event-conflict", group=group, event_id=str(event.event_id) if event else None)
-            case Fate.UNDECODABLE:
-                metrics.UNDECODABLE.labels(group).inc()
-                log.error("record-undecodable", group=group, source=_place(settled.record))
-            case Fate.PROCESSED | Fate.REDELIVERED | Fate.FORGOTTEN:
-                event_type = getattr(settled.record.event, "type", "other")
-                outcome = settled.fate.name.lower()
-                metrics.EVENTS_PROCESSED.labels(group, metrics.bounded_type(event_type), outcome).inc()
+        for (fate, event_type), count in fates.items():
+            match fate:
+                case Fate.DUPLICATE:
+                    metrics.DUPLICATES.labels(group).inc(count)
+                case Fate.CONFLICT:
+                    metrics.CONFLICTS.labels(group).inc(count)
+                case Fate.UNDECODABLE:
+                    metrics.UNDECODABLE.labels(group).inc(count)
+                case Fate.PROCESSED | Fate.REDELIVERED | Fate.FORGOTTEN:
+                    kind = metrics.bounded_type(event_type)
+                    metrics.EVENTS_PROCESSED.labels(group, kind, fate.name.lower()).inc(count)
 
     def _stop(self, lane: Lane[E], error: Exception) -> None:
         """Its first record cannot be applied: nothing of this patient moves, and the offset stays below it."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bson.errors import InvalidBSON, InvalidDocument
-from pymongo import AsyncMongoClient, InsertOne, UpdateOne
+from pymongo import AsyncMongoClient, InsertOne, ReplaceOne, UpdateOne
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.asynchronous.database import AsyncDatabase
@@ -158,31 +158,23 @@ class Store:
                     )
 
     async def _write_patients(self, patients: list[PatientWrite], session: AsyncClientSession) -> None:
-        operations: list[InsertOne[Document] | UpdateOne] = []
-        expected = 0
+        operations: list[InsertOne[Document] | ReplaceOne[Document]] = []
         for write in patients:
-            new = {"position": _position_document(write.new.position), "parked": write.new.parked}
-            if write.new.state is not None:
-                new["state"] = write.new.state
-            if write.read.position is None and write.read.state is None:
-                identity = {
-                    "_id": write.row_id,
-                    "organizationId": write.organization_id,
-                    "patientId": write.patient_id,
-                }
-                operations.append(InsertOne({**identity, **new}))
+            row = {
+                "_id": write.row_id,
+                "organizationId": write.organization_id,
+                "patientId": write.patient_id,
+                "position": _position_document(write.new.position),
+                "parked": write.new.parked,
+                "state": write.new.state,
+            }
+            if write.read.position is None:
+                operations.append(InsertOne(row))
                 continue
-            expected += 1
-            operations.append(
-                UpdateOne(
-                    {
-                        "_id": write.row_id,
-                        "position": _position_document(write.read.position),
-                        "parked": write.read.parked,
-                    },
-                    {"$set": new},
-                )
-            )
+            position = _position_document(write.read.position)
+            as_read = {"_id": write.row_id, "position": position, "parked": write.read.parked}
+            operations.append(ReplaceOne(as_read, row))
+        expected = sum(isinstance(operation, ReplaceOne) for operation in operations)
         result = await self._patients.bulk_write(operations, ordered=False, session=session)
         if result.matched_count != expected:
             raise Moved
