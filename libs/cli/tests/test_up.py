@@ -136,6 +136,28 @@ async def test_status_ends_with_1_while_a_service_is_down(carebus: Carebus, stat
     await eventually(lambda: carebus("status").returncode == 0, seconds=60)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child of its parent's end")
+async def test_after_the_supervisor_was_killed_status_tells_and_up_starts_again(
+    carebus: Carebus, state_dir: Path
+) -> None:
+    assert carebus("up", "--detach").returncode == 0
+    before = state.read(state_dir)
+    assert before is not None
+    os.kill(before.supervisor.pid, signal.SIGKILL)
+    children = [identity for process in before.processes if (identity := process.identity()) is not None]
+    await eventually(lambda: not any(identity.alive() for identity in children), seconds=5)
+
+    status = carebus("status", "--json")
+    assert status.returncode == 1
+    assert {process["health"] for process in processes(status).values()} == {"stopped"}
+
+    assert carebus("up", "--detach").returncode == 0
+    after = state.read(state_dir)
+    assert after is not None
+    assert after.urls == before.urls
+    assert carebus("status").returncode == 0
+
+
 async def test_logs_follow_a_service_over_its_restart(carebus: Carebus, env: dict[str, str], state_dir: Path) -> None:
     assert carebus("up", "--detach").returncode == 0
     now = state.read(state_dir)

@@ -19,13 +19,19 @@ from pathlib import Path
 from carebus_local.program import Program
 from carebus_local.supervisor import Supervisor
 
-async def well(): pass
+def ready(number):
+    async def check():
+        if not Path(sys.argv[1], f"ready-{number}").exists():
+            raise ConnectionError("it does not run yet")
+    return check
 
 async def main():
     supervisor = Supervisor(Path(sys.argv[1]))
     for number in range(3):
-        command = (sys.executable, "-c", "import signal; signal.signal(15, signal.SIG_IGN); signal.pause()")
-        await supervisor.start(Program(f"child-{number}", "service", command, "", well))
+        touch = f"import pathlib; pathlib.Path({sys.argv[1]!r}, 'ready-{number}').touch()"
+        script = f"import signal; signal.signal(15, signal.SIG_IGN); {touch}; signal.pause()"
+        command = (sys.executable, "-c", script)
+        await supervisor.start(Program(f"child-{number}", "service", command, "", ready(number)))
     print(*(status.pid for status in supervisor.status()), flush=True)
     await asyncio.Event().wait()
 

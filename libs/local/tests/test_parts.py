@@ -17,7 +17,7 @@ from redis.asyncio import Redis
 
 from carebus_local import kafka, valkey
 from carebus_local.errors import StartFailed
-from carebus_local.parts import Parts, Site, StackUrls, running_parts, start_kafka, without_password
+from carebus_local.parts import Parts, Site, StackUrls, running_parts, start_kafka, start_store, without_password
 from carebus_local.ports import Ports
 from carebus_local.supervisor import Supervisor
 from carebus_local.testing import create_topic, eventually
@@ -132,6 +132,21 @@ async def test_a_given_part_that_does_not_answer_is_an_error_that_names_it_witho
         async with running_parts(tmp_path, environ=given, usual_ports=False):
             pass
     assert "secret" not in str(failure.value)
+
+
+async def test_the_status_of_a_given_part_shows_no_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def answers(_address: str) -> None:
+        pass
+
+    monkeypatch.setattr("carebus_local.store.check", answers)
+    given = {"CAREBUS_MONGO_URL": "mongodb://carebus:secret@db/?replicaSet=rs0"}
+    supervisor = Supervisor(tmp_path)
+    site = Site(tmp_path, Ports(tmp_path), supervisor, given)
+    await start_store(site)
+    try:
+        assert [status.url for status in supervisor.status()] == ["mongodb://***@db/?replicaSet=rs0"]
+    finally:
+        await supervisor.stop_all()
 
 
 def test_a_shown_url_has_no_password() -> None:

@@ -6,9 +6,8 @@ A port is held in two ways for as long as the supervisor lives:
   very scope of a port (the network namespace), needs no file and goes when the process goes. Elsewhere than on
   Linux there is none, and only the second way protects.
 * A TCP socket bound to the port and never listening. The kernel then gives the port to nobody who asks for any
-  port. Both it and the child have SO_REUSEADDR set, so the child may bind and listen; with SO_REUSEPORT set on
-  both as well, several replicas may share the port. Connections to a port held like this, and not yet listened
-  on, are refused as usual.
+  port. Both it and the child have SO_REUSEADDR set, so the child may bind and listen; several children may if they
+  set SO_REUSEPORT as well. Connections to a port held like this, and not yet listened on, are refused as usual.
 
 SO_REUSEADDR alone would let two supervisors hold one port; the lock alone would let the kernel give it away.
 """
@@ -56,8 +55,6 @@ def hold(port: int) -> _Held | None:
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((HOST, port))
-        # Only after the bind: before it, the port of a foreign program that shares by SO_REUSEPORT would do.
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     except OSError:
         bound.close()
         if lock is not None:
