@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -175,7 +174,29 @@ async def test_an_event_of_another_tenant_is_answered_like_one_that_does_not_exi
         assert answers[0].content == answers[1].content
 
 
-async def test_a_token_that_expired_reads_nothing(world: Any, events: Any) -> None:
+@pytest.mark.parametrize(
+    ("claims", "headers"),
+    [
+        ({"exp": 1}, {}),
+        ({"iss": "other"}, {}),
+        ({"aud": "other"}, {}),
+        ({"organizationId": {"$ne": None}}, {}),
+        ({}, {"typ": "id_token"}),
+        ({}, {"crit": ["x"], "x": 1}),
+    ],
+)
+async def test_claims_trusts_nobody_in_front_of_it_with_the_token(
+    world: Any, events: Any, claims: dict[str, Any], headers: dict[str, Any]
+) -> None:
     await world.apply([events()])
+    token = world.issuer.sign({**world.issuer.claims("org-a", ["admin"]), **claims}, headers)
 
-    assert (await world.get(HISTORY, lifetime=-timedelta(hours=1).total_seconds())).status_code == 401
+    answer = await world.http.get(HISTORY, headers={"Authorization": f"Bearer {token}"})
+
+    assert (answer.status_code, answer.json()["error"]["code"]) == (401, "unauthenticated")
+
+
+async def test_twenty_kilobytes_of_headers_are_too_many(world: Any) -> None:
+    headers = {"Authorization": world.issuer.bearer("org-a", ["admin"]), "X-Much": "x" * 20_000}
+
+    assert (await world.http.get(HISTORY, headers=headers)).status_code == 431
