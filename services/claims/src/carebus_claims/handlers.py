@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from carebus_common.consumer.change import Change, Delivery, State
 from carebus_common.contracts.event import canonical_type
-from carebus_common.contracts.processed import Flag, ProcessedEvent, Stay
+from carebus_common.contracts.processed import Flag, ProcessedEvent
 
 __all__ = ["MAX_FLAGS", "MAX_TYPES", "record_history"]
 
@@ -32,10 +32,11 @@ def record_history(state: State | None, delivery: Delivery[ProcessedEvent]) -> C
     times of receipt.
     """
     event = delivery.event
-    return Change(row=_history_row(event), state=_summary(state or {}, event))
+    stay = event.stay.model_dump(by_alias=True) if event.stay else None
+    return Change(row=_history_row(event, stay), state=_summary(state or {}, event, stay))
 
 
-def _history_row(event: ProcessedEvent) -> Document:
+def _history_row(event: ProcessedEvent, stay: Document | None) -> Document:
     processing = event.processing
     return {
         "type": event.type,
@@ -50,16 +51,16 @@ def _history_row(event: ProcessedEvent) -> Document:
             "flags": [flag.model_dump(by_alias=True) for flag in processing.flags],
             "processedAt": processing.processed_at,
         },
-        "stay": event.stay.model_dump(by_alias=True) if event.stay else None,
+        "stay": stay,
     }
 
 
-def _summary(before: Mapping[str, Any], event: ProcessedEvent) -> Document:
+def _summary(before: Mapping[str, Any], event: ProcessedEvent, stay: Document | None) -> Document:
     flags = event.processing.flags
     types, other = _counted(before.get("types", ()), before.get("otherTypes", 0), canonical_type(event.type))
     return {
         # The events come in the patient's order, so the stay of the latest one is the current one.
-        "stay": _short_stay(event.stay),
+        "stay": _short_stay(stay),
         "flags": [*(_short_flag(event, flag) for flag in flags[:MAX_FLAGS]), *before.get("flags", ())][:MAX_FLAGS],
         "flagTotal": before.get("flagTotal", 0) + len(flags),
         "types": types,
@@ -73,13 +74,16 @@ def _summary(before: Mapping[str, Any], event: ProcessedEvent) -> Document:
     }
 
 
-def _counted(types: Sequence[Mapping[str, Any]], other: int, counted: str) -> tuple[list[Document], int]:
+def _counted(types: Sequence[Mapping[str, Any]], other: int, counted: str) -> tuple[list[Mapping[str, Any]], int]:
     """The counts with one more of `counted`. A list, for a type may hold a dot and MongoDB's keys may not."""
-    if any(entry["type"] == counted for entry in types):
-        return [{**entry, "count": entry["count"] + (entry["type"] == counted)} for entry in types], other
-    if len(types) < MAX_TYPES:
-        return [*map(dict, types), {"type": counted, "count": 1}], other
-    return [*map(dict, types)], other + 1
+    after = list(types)
+    for place, entry in enumerate(types):
+        if entry["type"] == counted:
+            after[place] = {"type": counted, "count": entry["count"] + 1}
+            return after, other
+    if len(types) == MAX_TYPES:
+        return after, other + 1
+    return [*after, {"type": counted, "count": 1}], other
 
 
 def _short_flag(event: ProcessedEvent, flag: Flag) -> Document:
@@ -93,8 +97,7 @@ def _short_flag(event: ProcessedEvent, flag: Flag) -> Document:
     }
 
 
-def _short_stay(stay: Stay | None) -> Document | None:
-    if stay is None:
-        return None
-    location = stay.location[:_MAX_TEXT] if stay.location else stay.location
-    return {**stay.model_dump(by_alias=True), "location": location}
+def _short_stay(stay: Document | None) -> Document | None:
+    if stay is None or not stay["location"] or len(stay["location"]) <= _MAX_TEXT:
+        return stay
+    return {**stay, "location": stay["location"][:_MAX_TEXT]}
