@@ -149,7 +149,8 @@ class Session:
         for conn in self.producer.client._conns.values():
             if conn._writer is not None:
                 transport = conn._writer.transport
-                with contextlib.suppress(OSError):
+                # Whatever keeps the option from being set on a socket that is closing, it is aborted.
+                with contextlib.suppress(Exception):
                     transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
                 transport.abort()
         for request in self._requests:

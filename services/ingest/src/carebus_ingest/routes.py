@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from carebus_common import metrics
 from carebus_common.auth import Caller, TokenVerifier, require_role
-from carebus_common.errors import CarebusError, InvalidRequest, PayloadTooLarge, Unavailable
+from carebus_common.errors import CarebusError, InvalidRequest, PayloadTooLarge, Unavailable, UnsupportedMediaType
 from carebus_common.http import (
     check_content_length,
     check_headers,
@@ -174,6 +174,9 @@ class EventRoutes:
         return caller
 
     async def _body(self, scope: Scope, receive: Receive, limit: int) -> bytes:
+        """The body as it was sent; raises for one that is compressed, too large or late."""
+        if (header(scope["headers"], b"content-encoding") or b"identity") != b"identity":
+            raise UnsupportedMediaType("Send the body without a Content-Encoding.")
         check_content_length(scope, limit)
         return await read_body(receive, limit, self._settings.body_timeout)
 

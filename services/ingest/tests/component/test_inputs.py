@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gzip
 import json
 import time
 from datetime import timedelta
@@ -79,6 +80,13 @@ async def test_a_query_parameter_is_400(ingest: Ingest, path: str, query: str) -
 @pytest.mark.parametrize("path", ["/events", "/events/batch"])
 async def test_another_content_type_or_none_is_415(ingest: Ingest, path: str, content_type: str | None) -> None:
     answer = await ingest.post(ingest.event(), path, content_type=content_type)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (415, "unsupported-media-type")
+
+
+@pytest.mark.parametrize("path", ["/events", "/events/batch"])
+async def test_a_compressed_body_is_415(ingest: Ingest, path: str) -> None:
+    body = gzip.compress(json.dumps([ingest.event()]).encode())
+    answer = await ingest.post(body, path, content_encoding="gzip")
     assert (answer.status_code, answer.json()["error"]["code"]) == (415, "unsupported-media-type")
 
 
