@@ -7,12 +7,14 @@ them in its OpenAPI document. Everything else goes on to the app.
 from __future__ import annotations
 
 import asyncio
+import collections
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import Final, ParamSpec, TypeAlias, TypeVar
 
+from prometheus_client import Counter, Histogram
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from carebus_common import metrics
@@ -96,8 +98,9 @@ class EventRoutes:
             _log.error("request-failed", request_id=request_id_of(scope), exc_info=error)
             response = error_response(Internal(), request_id_of(scope))
         await send_response(send, response)
-        metrics.HTTP_REQUESTS.labels(scope["path"], "POST", str(response[0])).inc()
-        metrics.HTTP_SECONDS.labels(scope["path"]).observe(time.perf_counter() - began)
+        answered, seconds = _measured(scope["path"], response[0])
+        answered.inc()
+        seconds.observe(time.perf_counter() - began)
 
     async def post_event(self, scope: Scope, receive: Receive) -> Response:
         """One event: 202 with the receipt once the broker has acknowledged it."""
@@ -186,11 +189,22 @@ class EventRoutes:
             receipt = await self._publisher.publish(accepted.message)
         except (BrokerAway, MessageRefused) as error:
             raise _refusal(accepted, error) from None
-        metrics.EVENTS_ACCEPTED.labels(metrics.bounded_type(accepted.type)).inc()
+        _accepted(metrics.bounded_type(accepted.type)).inc()
         return Stored(accepted.event_id, receipt)
 
     def _receipt(self, scope: Scope, stored: Stored, *, replayed: bool = False) -> Response:
         return receipt_answer(stored, self._settings.public_url, request_id_of(scope), replayed=replayed)
+
+
+# Looking a metric's child up by its labels costs more than counting.
+@cache
+def _measured(path: str, status: int) -> tuple[Counter, Histogram]:
+    return metrics.HTTP_REQUESTS.labels(path, "POST", str(status)), metrics.HTTP_SECONDS.labels(path)
+
+
+@cache
+def _accepted(bounded_type: str) -> Counter:
+    return metrics.EVENTS_ACCEPTED.labels(bounded_type)
 
 
 def _sender(caller: Caller, scope: Scope, key: str | None) -> Sender:
@@ -209,15 +223,15 @@ def _refusal(accepted: Accepted, error: BrokerAway | MessageRefused) -> CarebusE
 
 
 def _count(judged: Sequence[Accepted | CarebusError], outcomes: Sequence[Outcome]) -> None:
-    stored: Counter[str] = Counter()
-    refused: Counter[str] = Counter()
+    stored: collections.Counter[str] = collections.Counter()
+    refused: collections.Counter[str] = collections.Counter()
     for one, outcome in zip(judged, outcomes, strict=True):
         if isinstance(outcome, CarebusError):
             refused[outcome.code] += 1
         elif isinstance(one, Accepted):
             stored[metrics.bounded_type(one.type)] += 1
     for name, count in stored.items():
-        metrics.EVENTS_ACCEPTED.labels(name).inc(count)
+        _accepted(name).inc(count)
     for code, count in refused.items():
         metrics.EVENTS_REJECTED.labels(code).inc(count)
 
