@@ -101,6 +101,19 @@ async def test_a_killed_service_is_started_again_and_the_state_file_tells(system
     assert claims.pid not in (None, killed)
 
 
+async def test_a_full_disk_and_a_closed_pipe_do_not_end_the_supervision(tmp_path: Path) -> None:
+    def closed(_name: str, _what: str) -> None:
+        raise BrokenPipeError
+
+    async with running(tmp_path, service_list=STAND_INS, on_progress=closed) as system:
+        (tmp_path / "state.json.new").mkdir()  # As if no state could be written any more.
+        os.kill(system.supervisor.pid("claims"), signal.SIGKILL)
+        await eventually(
+            lambda: [(s.restarts, s.health) for s in system.status() if s.name == "claims"] == [(1, "healthy")]
+        )
+        (tmp_path / "state.json.new").rmdir()
+
+
 async def test_an_unhealthy_service_is_told_with_what_it_misses(system: System) -> None:
     await asyncio.to_thread(get, f"{system.urls['claims']}/sicken")
     status = await eventually(lambda: next((s for s in system.status() if s.health == "unhealthy"), None))

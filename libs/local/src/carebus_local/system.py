@@ -7,6 +7,7 @@ async with running(Path(".carebus"), processors=2) as system:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
@@ -28,6 +29,7 @@ from carebus_local.parts import (
     without_password,
 )
 from carebus_local.ports import Ports
+from carebus_local.program import Check
 from carebus_local.services import Planned, Service
 from carebus_local.supervisor import Supervisor
 
@@ -98,7 +100,8 @@ async def running(
             book.write(ready=True)
             yield System(state_dir, urls, stack, supervisor)
         finally:
-            book.write(ready=False)
+            with contextlib.suppress(OSError):
+                book.write(ready=False)
             await supervisor.stop_all()
             held.release()
 
@@ -120,8 +123,16 @@ class _Book:
             self._began[status.name] = now
         elif status.health == "healthy" and status.name in self._began:
             text += f" after {now - self._began.pop(status.name):.1f} s"
-        self.on_progress(status.name, f"{text}: {status.detail}" if status.detail else text)
-        self.write()
+        self.say(status.name, f"{text}: {status.detail}" if status.detail else text)
+        # A full disk or a closed pipe must not end the supervision that this is the record of.
+        try:
+            self.write()
+        except OSError as error:
+            self.say("state", f"state.json could not be written: {error}")
+
+    def say(self, name: str, what: str) -> None:
+        with contextlib.suppress(OSError):
+            self.on_progress(name, what)
 
     def write(self, *, ready: bool | None = None, urls: Mapping[str, str] | None = None) -> None:
         self._state = replace(
@@ -138,12 +149,12 @@ async def _start(site: Site, plan: list[Planned], service_env: Mapping[str, str]
 
     async def kafka() -> None:
         if site.given("kafka") is None and not jars.are_cached():
-            book.on_progress("kafka", f"fetching Apache Kafka {jars.KAFKA_VERSION} (44 MB), this once")
+            book.say("kafka", f"fetching Apache Kafka {jars.KAFKA_VERSION} (44 MB), this once")
         await start_kafka(site)
         began = time.monotonic()
         changes = await topics.apply(site.urls().kafka_bootstrap)
         changed = sum(change.action != "unchanged" for change in changes)
-        book.on_progress("topics", f"{changed} of {len(changes)} changed, {time.monotonic() - began:.1f} s")
+        book.say("topics", f"{changed} of {len(changes)} changed, {time.monotonic() - began:.1f} s")
 
     async def part(name: str, started: Coroutine[Any, Any, None]) -> None:
         await started
@@ -152,8 +163,29 @@ async def _start(site: Site, plan: list[Planned], service_env: Mapping[str, str]
     async def service(planned: Planned) -> None:
         for name in planned.service.needs:
             await ready[name].wait()
-        await site.supervisor.start(services.program(planned, service_env))
+        program = services.program(planned, service_env)
+        if not planned.service.needs:
+            program = replace(program, check=once_the_others_are_up(program.check))
+        await site.supervisor.start(program)
+        up.add(planned.name)
+        if up >= in_need:
+            others_up.set()
 
+    # The gateway starts at once, to be done with its imports, but is asked only when those behind it answer: it
+    # repeats an answer for a second.
+    in_need = {planned.name for planned in plan if planned.service.needs}
+    up: set[str] = set()
+    others_up = asyncio.Event()
+
+    def once_the_others_are_up(check: Check) -> Check:
+        async def waiting_check() -> None:
+            await others_up.wait()
+            await check()
+
+        return waiting_check
+
+    if not in_need:
+        others_up.set()
     await together(
         part("kafka", kafka()),
         part("store", start_store(site)),
