@@ -3,6 +3,7 @@
 - A request's head is bounded in size and time. uvicorn hands a head to the app only when it is complete, so an app
   cannot refuse one that never ends.
 - A refusal of something that is no HTTP comes in the envelope.
+- An answer is written at once and not in two pieces.
 - A body that goes on after its answer (as after a 413) is read for a moment, so that the sender gets to see the
   answer, and then cut off.
 - Stopping answers what is on its way: connections close after their answer or once they idle, not before.
@@ -36,13 +37,44 @@ class ServerConfig(uvicorn.Config):
         self.draining = False
 
 
+class _Joined:
+    """A transport that writes what one turn of the loop produces at once.
+
+    uvicorn writes an answer's head and its body apart, and uvloop makes a system call of each write, which wakes
+    the other side twice: a sixth of what a small answer costs.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._waiting: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        if not self._waiting:
+            self._loop.call_soon(self._flush)
+        self._waiting.append(data)
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        if self._waiting:
+            joined = b"".join(self._waiting)
+            self._waiting.clear()
+            self._transport.write(joined)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
 class BoundedProtocol(HttpToolsProtocol):
     """One connection."""
 
     config: ServerConfig
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(_Joined(transport, self.loop))  # type: ignore[arg-type]
         # Between messages and in a head `_in_head` holds; `_begun` only once something of a message came.
         self._in_head = True
         self._begun = False
