@@ -71,6 +71,10 @@ def configure(settings: LogSettings, *, service: str, stream: IO[str] | None = N
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(settings.log_level)
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
+        # A server that was started with uvicorn's own configuration leaves them to themselves.
+        logging.getLogger(name).handlers.clear()
+        logging.getLogger(name).propagate = True
     for name, floor in _FLOORS.items():
         logging.getLogger(name).setLevel(max(floor, root.level))
 

@@ -83,9 +83,10 @@ def _arguments(kind: str, home: Path, port: int) -> tuple[str, ...]:
     else:
         options = {"host": "127.0.0.1", "storage-path": home}
     if kind == "secantusd-py":
-        # Naming a file, even an empty one, keeps it from reading one of the user's.
+        # Naming a file keeps it from reading one of the user's.
         config = home.with_suffix(".toml")
-        config.touch()
+        # It ignores the write concern of a transaction's commit; without this a killed store forgets the newest ones.
+        config.write_text("[storage]\nsync_on_commit = true\n")
         options |= {"config": config, "cache-size": "512M", "log-level": "WARNING"}
     return tuple(str(word) for name, value in {"port": port, **options}.items() for word in (f"--{name}", value))
 
