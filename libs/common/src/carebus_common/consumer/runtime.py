@@ -41,7 +41,7 @@ log = get_logger(__name__)
 class Limits:
     """Bounds of one consumer."""
 
-    batch_records: int = 2000
+    batch_records: int = 4000
     # One batch is planned while another is written; two transactions at once conflict in the store more than
     # they gain.
     concurrent_batches: int = 2

@@ -44,7 +44,7 @@ async def _as_it_is(message: StreamMessage[Any]) -> Any:
 FETCHING: Final[dict[str, Any]] = {
     "batch": True,
     "batch_timeout_ms": 10,
-    "max_records": 2000,
+    "max_records": 4000,
     "auto_offset_reset": "earliest",
     "session_timeout_ms": 10_000,
     "heartbeat_interval_ms": 3_000,
