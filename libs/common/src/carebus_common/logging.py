@@ -75,6 +75,7 @@ def configure(settings: LogSettings, *, service: str, stream: IO[str] | None = N
         # A server that was started with uvicorn's own configuration leaves them to themselves.
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = True
+        logging.getLogger(name).setLevel(logging.NOTSET)
     for name, floor in _FLOORS.items():
         logging.getLogger(name).setLevel(max(floor, root.level))
 
