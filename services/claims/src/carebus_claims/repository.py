@@ -148,7 +148,8 @@ class TenantHistory:
     ) -> Iterator[Document]:
         """The filters that together find what `history` is asked for, in reading order.
 
-        One index range each and no `$or`, which the embedded store answers by reading the whole collection.
+        One index range each. No `$or`, which the embedded store answers by reading the whole collection, and no
+        `$lte`, with which it misses rows at the bound where the index goes on behind it.
         """
         whose: Document = {"organizationId": self._organization_id, "patientId": patient_id}
         if only.type is not None:
