@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -117,7 +118,8 @@ async def silent() -> AsyncIterator[int]:
     server.close()
 
 
-# The driver leaves the socket of a connection that it gave up on to the garbage collector.
+# The driver leaves the socket of a connection that it gave up on to the garbage collector, whose warning must not
+# hit another test.
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("how", ["refuses", "says nothing"])
 async def test_a_store_that_is_away_is_said_to_be_within_the_time_limit(how: str, silent: int) -> None:
@@ -137,3 +139,4 @@ async def test_a_store_that_is_away_is_said_to_be_within_the_time_limit(how: str
         assert time.monotonic() - began < 1.5
         assert int(refused.value.headers["Retry-After"]) >= 1
     await client.close()
+    gc.collect()
