@@ -61,6 +61,7 @@ class Limits:
 class Status:
     """What health and operations show: counts only."""
 
+    connected: bool
     partitions: tuple[int, ...]
     in_flight: int
     stopped_patients: int
@@ -387,6 +388,7 @@ class OrderedConsumer(ConsumerRebalanceListener, Generic[E]):  # type: ignore[mi
 
     def status(self) -> Status:
         return Status(
+            connected=self._offsets.consumer is not None,
             partitions=self._offsets.partitions,
             in_flight=self._offsets.in_flight,
             stopped_patients=sum(1 for _ in self._lanes.stopped()),

@@ -104,7 +104,7 @@ def consumer_check(consumer: OrderedConsumer[Any]) -> Check:
         status = consumer.status()
         if status.store_away:
             raise Unhealthy("waits for the store")
-        if status.broker_away:
+        if status.broker_away or not status.connected:
             raise Unhealthy("waits for the broker")
         if status.stopped_patients:
             raise Unhealthy(f"stopped patients: {status.stopped_patients}")
