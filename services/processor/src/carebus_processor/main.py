@@ -9,13 +9,15 @@ from pymongo.errors import PyMongoError
 
 from carebus_common import logging, mongo, tracing
 from carebus_common.auth import TokenVerifier
-from carebus_common.consumer import OrderedConsumer, Store
+from carebus_common.consumer import Handler, OrderedConsumer, Store
 from carebus_common.consumer.service import consume, consumer_check, kafka_broker
+from carebus_common.contracts.event import MedicalEvent
 from carebus_common.contracts.topics import EVENTS_PROCESSED
 from carebus_common.http import create_app, health_route
 from carebus_common.http.server import run, serve
 from carebus_common.jwks import key_source
 from carebus_common.kafka import Publisher
+from carebus_processor.handlers import handle_event
 from carebus_processor.indexes import ensure_indexes
 from carebus_processor.routes import event_routes
 from carebus_processor.settings import Settings
@@ -32,7 +34,7 @@ def create_api(settings: Settings, verifier: TokenVerifier | None, status: Event
     return api
 
 
-async def main(settings: Settings) -> None:
+async def main(settings: Settings, handler: Handler[MedicalEvent] = handle_event) -> None:
     """Serve and consume until SIGTERM or SIGINT. Kafka or the store may come later."""
     keys = key_source(settings.jwks)
     client = mongo.connect(settings, app_name="carebus-processor")
@@ -44,7 +46,7 @@ async def main(settings: Settings) -> None:
         topics=[EVENTS_PROCESSED.name],
     )
     consumer = OrderedConsumer(
-        subscription(settings.consumer_group),
+        subscription(settings.consumer_group, handler=handler),
         Store(database, inbox="processed_events", patients="patients"),
         publisher,
     )

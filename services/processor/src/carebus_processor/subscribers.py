@@ -6,7 +6,7 @@ import msgspec
 from faststream import AckPolicy
 from faststream.kafka import KafkaBroker, KafkaMessage
 
-from carebus_common.consumer import OrderedConsumer, Subscription
+from carebus_common.consumer import Handler, OrderedConsumer, Subscription
 from carebus_common.consumer.service import FETCHING
 from carebus_common.contracts.event import MedicalEvent
 from carebus_common.contracts.topics import EVENTS
@@ -15,8 +15,10 @@ from carebus_processor.handlers import handle_event
 __all__ = ["subscribe", "subscription"]
 
 
-def subscription(group: str, topic: str = EVENTS.name) -> Subscription[MedicalEvent]:
-    return Subscription(topic, group, MedicalEvent.model_validate_json, handle_event, content)
+def subscription(
+    group: str, topic: str = EVENTS.name, *, handler: Handler[MedicalEvent] = handle_event
+) -> Subscription[MedicalEvent]:
+    return Subscription(topic, group, MedicalEvent.model_validate_json, handler, content)
 
 
 def subscribe(broker: KafkaBroker, consumer: OrderedConsumer[MedicalEvent]) -> None:
