@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeVar
@@ -65,10 +65,10 @@ class Connection:
         return GatewayClient(self.url, self.token)
 
 
-def connect(url: str | None, token: str | None, state_dir: Path, org: str) -> Connection:
+def connect(url: str | None, token: str | None, state_dir: Path, org: str, roles: Sequence[str] = _ROLES) -> Connection:
     """What the options (or the environment behind them) say, else what `carebus up` on `state_dir` has.
 
-    Raises NoConnection.
+    A token that is made is of `org` and has `roles`. Raises NoConnection.
     """
     if url is None:
         running = state.read(state_dir)
@@ -77,7 +77,7 @@ def connect(url: str | None, token: str | None, state_dir: Path, org: str) -> Co
         url = running.urls["gateway"]
     if token is None:
         try:
-            token = keys.mint(state_dir, org, _ROLES)
+            token = keys.mint(state_dir, org, roles)
         except FileNotFoundError:
             raise NoConnection(f"{state_dir} has no development key to make a token with: give --token.") from None
         except ValueError as error:
@@ -95,10 +95,12 @@ def run_with_client(connection: Connection, work: Callable[[GatewayClient], Coro
     return asyncio.run(main())
 
 
-def connect_or_exit(url: str | None, token: str | None, state_dir: Path, org: str) -> Connection:
+def connect_or_exit(
+    url: str | None, token: str | None, state_dir: Path, org: str, roles: Sequence[str] = _ROLES
+) -> Connection:
     """As `connect`, but tells on stderr why there is none and ends the command with exit code 2."""
     try:
-        return connect(url, token, state_dir, org)
+        return connect(url, token, state_dir, org, roles)
     except NoConnection as error:
         stderr.print(plain(error))
         raise typer.Exit(2) from None

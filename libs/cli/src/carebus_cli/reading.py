@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Annotated, Any, TypeVar
 
-import msgspec
 import typer
 
 from carebus_cli.client import ApiError, GatewayClient
@@ -23,8 +21,8 @@ from carebus_cli.connection import (
     run_with_client,
     tell_error,
 )
-from carebus_cli.meter import plain, stderr, stdout
-from carebus_cli.tables import print_table
+from carebus_cli.meter import plain, stderr
+from carebus_cli.tables import print_fields, print_json, print_json_line, print_table
 
 __all__ = ["events", "patients", "print_history"]
 
@@ -104,7 +102,7 @@ def get_history(
     items, more = _read(connect_or_exit(url, token, state_dir, org), work)
     if as_json:
         for item in items:
-            sys.stdout.write(msgspec.json.encode(item).decode() + "\n")
+            print_json_line(item)
     else:
         print_history(items)
     if more:
@@ -132,10 +130,6 @@ def _read(connection: Connection, work: Callable[[GatewayClient], Coroutine[Any,
 
 def _print_thing(thing: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
-        sys.stdout.write(msgspec.json.format(msgspec.json.encode(thing)).decode() + "\n")
-        return
-    width = max(map(len, thing), default=0)
-    for name, value in thing.items():
-        text = value if isinstance(value, str) else msgspec.json.format(msgspec.json.encode(value)).decode()
-        indented = f"\n{' ' * (width + 2)}".join(map(plain, text.split("\n")))
-        stdout.print(f"{plain(name).ljust(width)}  {indented}")
+        print_json(thing)
+    else:
+        print_fields(thing)
