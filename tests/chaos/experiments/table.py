@@ -1,0 +1,26 @@
+"""The experiments, by the numbers of the table in the README."""
+
+from __future__ import annotations
+
+from ..harness import Experiment, Setup
+from .away import broken_producer, broker_away, store_away
+from .members import halted_member, joining_and_leaving
+from .shutdown import sigterm_under_load
+from .storm import storm
+from .traffic import one_patient_has_half, parallel_copies
+
+__all__ = ["EXPERIMENTS"]
+
+_PROXIED = Setup(processors=2, ingest=1, proxied=True)
+
+EXPERIMENTS = (
+    Experiment(1, "storm of events, duplicates and kills", storm),
+    Experiment(2, "a processor halts beyond its session", halted_member),
+    Experiment(4, "a member joins or leaves every 3 s", joining_and_leaving),
+    Experiment(5, "200 parallel copies of one event", parallel_copies),
+    Experiment(14, "one patient has half of the traffic", one_patient_has_half),
+    Experiment(12, "SIGTERM of each service under load", sigterm_under_load),
+    Experiment(9, "database away", store_away, _PROXIED),
+    Experiment(10, "broker away", broker_away, _PROXIED),
+    Experiment(11, "a producer's fatal error", broken_producer, _PROXIED),
+)

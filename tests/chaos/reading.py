@@ -1,0 +1,228 @@
+"""What came of the events: read from the services' databases and from the topics, past every service."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from time import monotonic
+from typing import Any
+
+import msgspec
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaError
+from pymongo import AsyncMongoClient
+from pymongo.asynchronous.database import AsyncDatabase
+from pymongo.errors import PyMongoError
+
+from carebus_common.contracts.topics import EVENTS, EVENTS_DLQ, EVENTS_PROCESSED
+from carebus_local.parts import StackUrls
+
+from .oracle import DeadLetter, Found
+from .trail import FIELD, Trail
+
+__all__ = ["GROUPS", "Reader", "reading"]
+
+Document = dict[str, Any]
+# Each group and the topic it reads.
+GROUPS: Mapping[str, str] = {"carebus-processor": EVENTS.name, "carebus-claims": EVENTS_PROCESSED.name}
+
+
+class _Processed(msgspec.Struct, rename="camel"):
+    event_id: str
+    organization_id: str
+    patient_id: str
+
+
+_processed = msgspec.json.Decoder(_Processed)
+
+
+@asynccontextmanager
+async def reading(parts: StackUrls) -> AsyncIterator[Reader]:
+    """A reader of these parts, by connections that no fault of an experiment touches."""
+    client: AsyncMongoClient[Document] = AsyncMongoClient(
+        parts.mongo_url, tz_aware=True, serverSelectionTimeoutMS=5000, socketTimeoutMS=60_000
+    )
+    try:
+        yield Reader(parts.kafka_bootstrap, client)
+    finally:
+        await client.close()
+
+
+class Reader:
+    def __init__(self, bootstrap: str, client: AsyncMongoClient[Document]) -> None:
+        self._bootstrap = bootstrap
+        self.processor: AsyncDatabase[Document] = client["carebus_processor"]
+        self.claims: AsyncDatabase[Document] = client["carebus_claims"]
+
+    @asynccontextmanager
+    async def _consumer(self) -> AsyncIterator[AIOKafkaConsumer]:
+        consumer = AIOKafkaConsumer(bootstrap_servers=self._bootstrap, group_id=None, enable_auto_commit=False)
+        await consumer.start()
+        try:
+            yield consumer
+        finally:
+            await consumer.stop()
+
+    async def ends(self, topic: str) -> dict[TopicPartition, int]:
+        """Each partition's next offset."""
+        async with self._consumer() as consumer:
+            return await _ends(consumer, topic)
+
+    async def lag(self) -> dict[str, int]:
+        """How many records each group has not committed past yet. Raises KafkaError."""
+        admin = AIOKafkaAdminClient(bootstrap_servers=self._bootstrap)
+        await admin.start()
+        try:
+            committed = {group: await admin.list_consumer_group_offsets(group) for group in GROUPS}
+        finally:
+            await admin.close()
+        lags: dict[str, int] = {}
+        async with self._consumer() as consumer:
+            for group, topic in GROUPS.items():
+                ends = await _ends(consumer, topic)
+                passed = {partition: meta.offset for partition, meta in committed[group].items()}
+                lags[group] = sum(end - max(0, passed.get(partition, 0)) for partition, end in ends.items())
+        return lags
+
+    async def drained(self, *, within: float) -> float:
+        """Wait until no group has lag and no patient waits for a retry; the seconds it took. Raises AssertionError."""
+        began = monotonic()
+        while True:
+            left: Mapping[str, Any]
+            try:
+                left = {group: lag for group, lag in (await self.lag()).items() if lag}
+                if not left:
+                    retrying = await self.processor["parked_patients"].count_documents(
+                        {"status": {"$ne": "dead-lettered"}}
+                    )
+                    asked = await self.processor["dead_letter_requests"].count_documents({})
+                    # What was retried meanwhile may have been emitted after the lag was read.
+                    if not retrying and not asked and not any((await self.lag()).values()):
+                        return monotonic() - began
+                    left = {"patients that wait for a retry": retrying, "requests": asked}
+            except (KafkaError, PyMongoError, OSError) as error:
+                left = {"unreadable": type(error).__name__}
+            if monotonic() - began > within:
+                raise AssertionError(f"not drained within {within:g} s: {dict(left)}")
+            await asyncio.sleep(0.3)
+
+    async def found(self, organization: str, since: Mapping[TopicPartition, int] | None = None) -> Found:
+        """Everything about one organization's events; topics from the offsets `since` on."""
+        org = {"organizationId": organization}
+        rows = [
+            row
+            async for row in self.processor["processed_events"].find(
+                org, {"eventId": 1, "patientId": 1, "organizationId": 1}
+            )
+        ]
+        states = self.processor["patients"].find(org, {f"state.{FIELD}": 1})
+        histories = [
+            row
+            async for row in self.claims["patient_histories"].find(
+                org, {"eventId": 1, "patientId": 1, "organizationId": 1, "source": 1}
+            )
+        ]
+        histories.sort(key=lambda row: (row["source"]["partition"], row["source"]["offset"]))
+        summaries = self.claims["patients"].find(org, {"state.eventTotal": 1})
+        letters = [row async for row in self.processor["dead_letters"].find(org, {"value": 0})]
+        return Found(
+            applied=_by_patient(rows),
+            trails={row["_id"]: Trail.from_state(row.get("state")) async for row in states if row.get("state")},
+            emitted=await self._emitted(organization, since),
+            parked=await self._parked(organization, letters),
+            dead_letters=[_letter(row) for row in letters],
+            dlq=await self._dlq(organization),
+            histories=_by_patient(histories),
+            history_totals={row["_id"]: row["state"]["eventTotal"] async for row in summaries if row.get("state")},
+        )
+
+    async def _parked(self, organization: str, letters: Iterable[Document]) -> dict[str, list[str]]:
+        """What waits in the parking; a head that has become a dead letter is counted there."""
+        dead = {
+            (letter["patientId"], letter["eventId"])
+            for letter in letters
+            if letter["status"] == "open" and letter.get("blocking", False)
+        }
+        rows = [
+            row
+            async for row in self.processor["parked_events"].find(
+                {"organizationId": organization}, {"eventId": 1, "patientId": 1, "organizationId": 1}
+            )
+        ]
+        rows.sort(key=lambda row: int(row["_id"].rpartition("#")[2]))
+        heads: set[str] = set()
+        waiting: list[Document] = []
+        for row in rows:
+            head = row["patientId"] not in heads
+            heads.add(row["patientId"])
+            if not (head and (row["patientId"], row["eventId"]) in dead):
+                waiting.append(row)
+        return _by_patient(waiting)
+
+    async def _emitted(self, organization: str, since: Mapping[TopicPartition, int] | None) -> dict[str, list[str]]:
+        emitted: dict[str, list[str]] = {}
+        async for record in self.records(EVENTS_PROCESSED.name, since):
+            event = _processed.decode(record.value)
+            if event.organization_id == organization:
+                emitted.setdefault(f"{organization}/{event.patient_id}", []).append(event.event_id)
+        return emitted
+
+    async def _dlq(self, organization: str) -> frozenset[str]:
+        """Ids of the organization's dead letters on the topic."""
+        ids: set[str] = set()
+        async for record in self.records(EVENTS_DLQ.name):
+            headers = dict(record.headers)
+            if headers.get("organizationId") == organization.encode():
+                ids.add(headers["dlq.id"].decode())
+        return frozenset(ids)
+
+    async def records(
+        self, topic: str, since: Mapping[TopicPartition, int] | None = None
+    ) -> AsyncIterator[ConsumerRecord]:
+        """All of a topic as it is now, each partition in order."""
+        async with self._consumer() as consumer:
+            ends = await _ends(consumer, topic)
+            begins = {partition: (since or {}).get(partition, 0) for partition in ends}
+            wanted = {partition for partition, end in ends.items() if end > begins[partition]}
+            if not wanted:
+                return
+            consumer.assign(list(wanted))
+            for partition in wanted:
+                consumer.seek(partition, begins[partition])
+            while wanted:
+                fetched = await consumer.getmany(*wanted, timeout_ms=1000, max_records=5000)
+                for partition, records in fetched.items():
+                    for record in records:
+                        if record.offset < ends[partition]:
+                            yield record
+                for partition in list(wanted):
+                    if await consumer.position(partition) >= ends[partition]:
+                        wanted.discard(partition)
+
+
+async def _ends(consumer: AIOKafkaConsumer, topic: str) -> dict[TopicPartition, int]:
+    numbers = consumer.partitions_for_topic(topic)
+    if not numbers:
+        await consumer._client.set_topics([topic])
+        numbers = consumer.partitions_for_topic(topic) or set()
+    found: dict[TopicPartition, int] = await consumer.end_offsets([TopicPartition(topic, n) for n in sorted(numbers)])
+    return found
+
+
+def _by_patient(rows: Iterable[Document]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        found.setdefault(f"{row['organizationId']}/{row['patientId']}", []).append(row["eventId"])
+    return found
+
+
+def _letter(row: Document) -> DeadLetter:
+    return DeadLetter(
+        row["_id"],
+        f"{row['organizationId']}/{row['patientId']}",
+        row["eventId"] or "",
+        row["status"],
+        bool(row.get("blocking", False)),
+    )
