@@ -27,13 +27,16 @@ import carebus_ingest.settings
 import carebus_processor.main
 import carebus_processor.settings
 import carebus_processor.subscribers
+from carebus_claims.operations import claims_operations
 from carebus_claims.repository import HistoryRepository
 from carebus_common import metrics
+from carebus_common.consumer import Status
 from carebus_common.contracts.event import SCHEMA_VERSION, MedicalEvent
 from carebus_common.contracts.event_types import DATA_SCHEMAS
 from carebus_common.contracts.processed import ProcessedEvent
 from carebus_common.contracts.topics import EVENTS, EVENTS_PROCESSED, TOPICS, TopicDefinition
 from carebus_common.http.app import openapi
+from carebus_processor.operations import processor_operations
 from carebus_processor.status import EventStatus
 
 ROOT = Path(__file__).parents[1]
@@ -174,16 +177,21 @@ def apis() -> dict[str, dict[str, Any]]:
     processor = carebus_processor.settings.Settings(jwks="-")
     nowhere: AsyncMongoClient[dict[str, Any]] = AsyncMongoClient("mongodb://nowhere.invalid", connect=False)
     histories = HistoryRepository(nowhere["docs"], timeout=claims.read_timeout)
-    status = EventStatus(nowhere["docs"], NoOffsets())
+    status = EventStatus(nowhere["docs"], NoConsumer())
+    of_claims = claims_operations(claims, nowhere["docs"], NoConsumer())
+    of_processor = processor_operations(processor, nowhere["docs"], NoConsumer())
     return {
         "ingest": openapi(carebus_ingest.main.create_api(ingest)),
-        "claims": openapi(carebus_claims.main.create_api(claims, None, histories)),
-        "processor": openapi(carebus_processor.main.create_api(processor, None, status)),
+        "claims": openapi(carebus_claims.main.create_api(claims, None, histories, of_claims)),
+        "processor": openapi(carebus_processor.main.create_api(processor, None, status, of_processor)),
     }
 
 
-class NoOffsets:
+class NoConsumer:
     async def committed(self, partition: int) -> int | None:
+        raise NotImplementedError
+
+    def status(self) -> Status:
         raise NotImplementedError
 
 

@@ -13,7 +13,15 @@ from typing import Literal
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-__all__ = ["HttpSettings", "KafkaSettings", "LogSettings", "MongoSettings", "RedisSettings", "TokenSettings"]
+__all__ = [
+    "HttpSettings",
+    "KafkaSettings",
+    "LogSettings",
+    "MongoSettings",
+    "OperationsSettings",
+    "RedisSettings",
+    "TokenSettings",
+]
 
 
 class _Carebus(BaseSettings):
@@ -55,6 +63,17 @@ class MongoSettings(_Carebus):
     mongo_url: str = "mongodb://127.0.0.1:27017/?replicaSet=rs0"
     # How long an operation may look for a server before the store counts as away.
     mongo_server_selection_timeout: timedelta = timedelta(seconds=3)
+
+
+class OperationsSettings(_Carebus):
+    """Who operates the services, and within which bounds."""
+
+    operations_organization: str = Field(
+        default="carebus", description="Whose operators see every organization's dead letters, and the consumers."
+    )
+    redrive_cap: int = Field(default=5, ge=1, description="How often one event may be redriven.")
+    # A summary reads every dead letter there is; the gateway gives up after 30 s.
+    operations_store_timeout: timedelta = timedelta(seconds=25)
 
 
 class RedisSettings(_Carebus):

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from pymongo.errors import PyMongoError
 
+from carebus_claims.operations import claims_operations
 from carebus_claims.repository import HISTORIES, PATIENTS, HistoryRepository
 from carebus_claims.routes import history_routes, store_check
 from carebus_claims.settings import Settings
 from carebus_claims.subscribers import subscribe, subscription
-from carebus_common import logging, mongo, tracing
+from carebus_common import logging, mongo, ops, tracing
 from carebus_common.auth import TokenVerifier
 from carebus_common.consumer import OrderedConsumer, Store
 from carebus_common.consumer.service import consume, consumer_check, kafka_broker
@@ -25,10 +26,13 @@ from carebus_common.messages import Message, Receipt
 log = logging.get_logger("carebus_claims")
 
 
-def create_api(settings: Settings, verifier: TokenVerifier | None, repository: HistoryRepository) -> FastAPI:
+def create_api(
+    settings: Settings, verifier: TokenVerifier | None, repository: HistoryRepository, operations: APIRouter
+) -> FastAPI:
     """What claims serves, with its OpenAPI document; connects to nothing."""
     api = create_app(title="Carebus claims", version="1.0.0", settings=settings, verifier=verifier)
     api.include_router(history_routes(repository, CursorCodec.of(settings, service="claims")))
+    api.include_router(operations)
     return api
 
 
@@ -47,14 +51,15 @@ async def main(settings: Settings, stop: asyncio.Event | None = None) -> None:
     broker = kafka_broker(settings, client_id="carebus-claims")
     subscribe(broker, consumer)
 
-    app = create_api(settings, TokenVerifier(keys, settings), repository)
+    operations = claims_operations(settings, database, consumer)
+    app = create_api(settings, TokenVerifier(keys, settings), repository, operations)
     checks = {"store": store_check(repository), "consumer": consumer_check(consumer)}
     app.get("/health", include_in_schema=False)(health_route(checks))
 
     await keys.start()
     try:
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(_create_indexes(repository, stop))
+            tasks.create_task(_create_indexes(repository, database, stop))
             tasks.create_task(consume(broker, consumer, stop))
             await serve(app, settings, stop=stop)
             stop.set()
@@ -63,11 +68,12 @@ async def main(settings: Settings, stop: asyncio.Event | None = None) -> None:
         await client.close()
 
 
-async def _create_indexes(repository: HistoryRepository, stop: asyncio.Event) -> None:
+async def _create_indexes(repository: HistoryRepository, database: mongo.Database, stop: asyncio.Event) -> None:
     """Create them when the store is there; what runs meanwhile is right without them, only slower."""
     while not stop.is_set():
         try:
             await repository.create_indexes()
+            await ops.create_indexes(database)
             return
         except PyMongoError as error:
             log.warning("indexes-wait-for-store", error=type(error).__name__)

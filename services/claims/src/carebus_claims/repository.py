@@ -6,7 +6,7 @@ The consumer runtime writes them (see `subscribers.py`); nothing else does.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Final, cast
@@ -17,10 +17,9 @@ import pymongo
 from pymongo import IndexModel
 from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.asynchronous.database import AsyncDatabase
-from pymongo.errors import ConnectionFailure, ExecutionTimeout, OperationFailure, PyMongoError
 
 from carebus_claims.windows import Extent, Span, windows
-from carebus_common.errors import Unavailable
+from carebus_common.mongo import in_time
 
 __all__ = [
     "HISTORIES",
@@ -48,9 +47,6 @@ INDEXES: Final = (
 )
 
 _PAGE_BYTES: Final = 4 * 1024 * 1024
-_RETRY_AFTER: Final = timedelta(seconds=2)
-# mongod's codes for "not now": shutting down, stepping down, no primary.
-_AWAY_CODES: Final = frozenset({91, 189, 10107, 11600, 11602, 13435, 13436})
 
 
 class TenantRequired(RuntimeError):
@@ -88,7 +84,7 @@ class HistoryRepository:
 
     async def ping(self) -> None:
         """Raises Unavailable unless the store answers in time."""
-        with _in_time(self._timeout):
+        with in_time(self._timeout):
             await self._database.command("ping")
 
     def for_tenant(self, organization_id: str) -> TenantHistory:
@@ -110,7 +106,7 @@ class TenantHistory:
     async def summary(self, patient_id: str) -> Document | None:
         """The patient's state as `handlers.record_history` left it; None if the patient is not known."""
         row_id = f"{self._organization_id}/{patient_id}"
-        with _in_time(self._timeout):
+        with in_time(self._timeout):
             row = await self._patients.find_one({"_id": row_id, "organizationId": self._organization_id})
         # A parked patient may have a row before any event was applied.
         return row.get("state") if row else None
@@ -118,8 +114,10 @@ class TenantHistory:
     async def event(self, event_id: UUID) -> Document | None:
         """The history row of an event; None if it is not in this organization's histories."""
         row_id = f"{self._organization_id}/{event_id}"
-        with _in_time(self._timeout):
-            return await self._histories.find_one({"_id": row_id, "organizationId": self._organization_id}, _FIELDS)
+        with in_time(self._timeout):
+            row = await self._histories.find_one({"_id": row_id, "organizationId": self._organization_id}, _FIELDS)
+        # An event that was discarded leaves a row that names no patient: it keeps the eventId, and is no history.
+        return row if row and "patientId" in row else None
 
     async def history(
         self, patient_id: str, only: HistoryFilter, *, limit: int, after: Place | None = None
@@ -128,7 +126,7 @@ class TenantHistory:
 
         A page of large events is shorter: beyond its first row it holds at most 4 MiB. None for an unknown patient.
         """
-        with _in_time(self._timeout):
+        with in_time(self._timeout):
             summary = await self.summary(patient_id)
             if summary is None:
                 return None
@@ -202,21 +200,3 @@ def _expected(summary: Document, only: HistoryFilter) -> int:
 
 def _next(ts: datetime) -> datetime:
     return ts + timedelta(milliseconds=1)
-
-
-@contextmanager
-def _in_time(limit: timedelta) -> Iterator[None]:
-    """Bound what runs inside, server selection included, and say in one way that the store is away."""
-    try:
-        with pymongo.timeout(limit.total_seconds()):
-            yield
-    except (ConnectionFailure, ExecutionTimeout) as error:
-        raise Unavailable("The store is away.", retry_after=_RETRY_AFTER) from error
-    except OperationFailure as error:
-        if error.code not in _AWAY_CODES:
-            raise
-        raise Unavailable("The store is away.", retry_after=_RETRY_AFTER) from error
-    except PyMongoError as error:
-        if not error.timeout:
-            raise
-        raise Unavailable("The store is away.", retry_after=_RETRY_AFTER) from error

@@ -7,12 +7,13 @@ from datetime import timedelta
 from pydantic import Field
 
 from carebus_common.contracts.topics import EVENTS_PROCESSED
-from carebus_common.settings import HttpSettings, KafkaSettings, MongoSettings, TokenSettings
+from carebus_common.ops import OpsSettings
+from carebus_common.settings import MongoSettings, TokenSettings
 
 __all__ = ["Settings"]
 
 
-class Settings(HttpSettings, KafkaSettings, MongoSettings, TokenSettings):
+class Settings(OpsSettings, MongoSettings, TokenSettings):
     port: int = Field(default=8003, ge=0, le=65535)
     claims_database: str = "carebus_claims"
     claims_topic: str = EVENTS_PROCESSED.name

@@ -22,7 +22,7 @@ class Route:
     method: str
     path: str
     upstreams: tuple[UpstreamName, ...]
-    timeout: Literal["event", "batch", "status", "patients"]
+    timeout: Literal["event", "batch", "status", "patients", "operations"]
 
 
 ROUTES: Final = (
@@ -31,6 +31,10 @@ ROUTES: Final = (
     # Claims has an event once it is processed; until then the processor knows where it is.
     Route("GET", "/events/{id}", ("claims", "processor"), "status"),
     Route("GET", "/patients/{rest}", ("claims",), "patients"),
+    Route("GET", "/ops/processor/{rest}", ("processor",), "operations"),
+    Route("POST", "/ops/processor/{rest}", ("processor",), "operations"),
+    Route("GET", "/ops/claims/{rest}", ("claims",), "operations"),
+    Route("POST", "/ops/claims/{rest}", ("claims",), "operations"),
 )
 
 _PATTERNS: Final = tuple(
@@ -58,6 +62,7 @@ def timeout_of(route: Route, settings: Settings) -> timedelta:
         "batch": settings.batch_timeout,
         "status": settings.status_timeout,
         "patients": settings.patients_timeout,
+        "operations": settings.operations_timeout,
     }[route.timeout]
 
 

@@ -42,6 +42,8 @@ class Settings(HttpSettings, TokenSettings):
     # Claims and the processor themselves say 503 when the store does not answer within 2 to 3 s.
     status_timeout: timedelta = timedelta(seconds=5)
     patients_timeout: timedelta = timedelta(seconds=10)
+    # They themselves say 503 when the store does not answer within 25 s: a summary reads every dead letter.
+    operations_timeout: timedelta = timedelta(seconds=30)
     # A little longer than the 2 s after which their own checks give up.
     health_timeout: timedelta = timedelta(seconds=2.5)
     connect_timeout: timedelta = timedelta(seconds=1)

@@ -8,6 +8,8 @@ from typing import Any
 from pymongo import ASCENDING, IndexModel
 from pymongo.asynchronous.database import AsyncDatabase
 
+from carebus_common import ops
+
 __all__ = ["ensure_indexes"]
 
 
@@ -23,9 +25,4 @@ async def ensure_indexes(database: AsyncDatabase[dict[str, Any]], retention: tim
             ),
         ]
     )
-    await database["dead_letters"].create_indexes(
-        [
-            IndexModel([("status", ASCENDING), ("createdAt", ASCENDING)], name="status_age"),
-            IndexModel([("organizationId", ASCENDING), ("patientId", ASCENDING)], name="patient"),
-        ]
-    )
+    await ops.create_indexes(database)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from pymongo.errors import PyMongoError
 
 from carebus_common import logging, mongo, tracing
@@ -19,6 +19,7 @@ from carebus_common.jwks import key_source
 from carebus_common.kafka import Publisher
 from carebus_processor.handlers import handle_event
 from carebus_processor.indexes import ensure_indexes
+from carebus_processor.operations import processor_operations
 from carebus_processor.routes import event_routes
 from carebus_processor.settings import Settings
 from carebus_processor.status import EventStatus
@@ -27,10 +28,13 @@ from carebus_processor.subscribers import subscribe, subscription
 log = logging.get_logger("carebus_processor")
 
 
-def create_api(settings: Settings, verifier: TokenVerifier | None, status: EventStatus) -> FastAPI:
+def create_api(
+    settings: Settings, verifier: TokenVerifier | None, status: EventStatus, operations: APIRouter
+) -> FastAPI:
     """What the processor serves, with its OpenAPI document; connects to nothing."""
     api = create_app(title="Carebus processor", version="1.0.0", settings=settings, verifier=verifier)
     api.include_router(event_routes(status))
+    api.include_router(operations)
     return api
 
 
@@ -53,7 +57,8 @@ async def main(settings: Settings, handler: Handler[MedicalEvent] = handle_event
     broker = kafka_broker(settings, client_id="carebus-processor")
     subscribe(broker, consumer)
 
-    app = create_api(settings, TokenVerifier(keys, settings), EventStatus(database, consumer))
+    operations = processor_operations(settings, database, consumer)
+    app = create_api(settings, TokenVerifier(keys, settings), EventStatus(database, consumer), operations)
     app.get("/health", include_in_schema=False)(health_route({"consumer": consumer_check(consumer)}))
 
     stop = asyncio.Event()

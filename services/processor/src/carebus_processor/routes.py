@@ -32,12 +32,15 @@ class ReceiptQuery(QueryModel):
 
 
 class StatusView(BaseModel):
-    """Where an event is. `accepted`: the broker has it, and the processor has not come to it yet."""
+    """Where an event is. `accepted`: the broker has it, and the processor has not come to it yet; `parked`: it waits
+    until an earlier one of its patient is applied; `dead-lettered`: it could not be applied and waits for a person;
+    `discarded`: a person decided that it never takes effect.
+    """
 
     model_config = ConfigDict(alias_generator=to_camel, validate_by_name=True)
 
     event_id: UUID
-    status: Literal["accepted", "parked", "processed", "dead-lettered"]
+    status: Literal["accepted", "parked", "processed", "dead-lettered", "discarded"]
     type: str | None = None
     ts: datetime | None = None
     received_at: datetime | None = None
