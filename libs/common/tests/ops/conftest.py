@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -115,6 +115,12 @@ class World:
     bootstrap: str
     topic: str
     group: str
+    make_app: Callable[[str], FastAPI]
+
+    def without_broker(self) -> httpx.AsyncClient:
+        """A client of the same service, whose broker is away."""
+        transport = httpx.ASGITransport(self.make_app("127.0.0.1:1"))
+        return httpx.AsyncClient(transport=transport, base_url="http://ops")
 
     async def insert(self, *letters: dict[str, Any]) -> list[str]:
         await self.database["dead_letters"].insert_many(list(letters))
@@ -175,21 +181,27 @@ async def world(stack: StackUrls, issuer: Issuer, jwks: str, topic: str) -> Asyn
     await create_indexes(database)
     verifier = TokenVerifier(keys, TokenSettings(jwks=jwks))
     replica, group = ThisReplica(), random_name("group")
-    app = create_app(title="ops", version="1", settings=settings, verifier=verifier)
-    app.include_router(
-        operations_routes(
-            service="example",
-            database=database,
-            settings=settings,
-            decode=MedicalEvent.model_validate_json,
-            group=group,
-            topic=topic,
-            topics=[topic, "not-there"],
-            replica=replica,
+
+    def make_app(bootstrap: str) -> FastAPI:
+        served = settings.model_copy(update={"kafka_bootstrap": bootstrap})
+        app = create_app(title="ops", version="1", settings=served, verifier=verifier)
+        app.include_router(
+            operations_routes(
+                service="example",
+                database=database,
+                settings=served,
+                decode=MedicalEvent.model_validate_json,
+                group=group,
+                topic=topic,
+                topics=[topic, "not-there"],
+                replica=replica,
+            )
         )
-    )
+        return app
+
+    app = make_app(stack.kafka_bootstrap)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://ops") as http:
-        yield World(database, app, issuer, http, replica, stack.kafka_bootstrap, topic, group)
+        yield World(database, app, issuer, http, replica, stack.kafka_bootstrap, topic, group, make_app)
     await client.drop_database(database.name)
     await keys.stop()
     await client.close()

@@ -76,7 +76,7 @@ async def choose(operations: Operations, caller: Caller, action: str, body: Choo
             rows, skipped = await _by_ids(operations, scope, action, body.ids)
             matching = (len(rows), False)
         else:
-            if body.filter is None or not body.filter.model_fields_set:
+            if body.filter is None or not body.filter.model_dump(exclude_none=True):
                 raise _invalid("body", "filter", "ids, or a filter with at least one field")
             selection = selection_of(body.filter, scope, within="body")
             selection = replace(selection, statuses=STATUSES[:1])

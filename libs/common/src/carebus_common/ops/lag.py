@@ -13,7 +13,7 @@ from aiokafka.errors import KafkaError
 
 from carebus_common.logging import get_logger
 
-__all__ = ["Lag", "PartitionLag"]
+__all__ = ["Lag", "PartitionLag", "partitions_of"]
 
 log = get_logger(__name__)
 
@@ -62,9 +62,7 @@ class Lag:
         try:
             await consumer.start()
             await admin.start()
-            await consumer.topics()
-            numbers = sorted(consumer.partitions_for_topic(self._topic) or ())
-            partitions = [TopicPartition(self._topic, number) for number in numbers]
+            partitions = await partitions_of(admin, self._topic)
             begins = await consumer.beginning_offsets(partitions)
             ends = await consumer.end_offsets(partitions)
             marks = await admin.list_consumer_group_offsets(self._group)
@@ -78,3 +76,12 @@ class Lag:
             lag = max(0, ends[partition] - (begins[partition] if committed is None else committed))
             found.append(PartitionLag(partition.partition, committed, ends[partition], lag))
         return found
+
+
+async def partitions_of(admin: AIOKafkaAdminClient, topic: str) -> list[TopicPartition]:
+    """The topic's partitions in their order, none if there is no such topic. Raises KafkaError."""
+    # A broker may create a topic that one asks for by name.
+    if topic not in await admin.list_topics():
+        return []
+    (described,) = await admin.describe_topics([topic])
+    return [TopicPartition(topic, number) for number in sorted(each["partition"] for each in described["partitions"])]

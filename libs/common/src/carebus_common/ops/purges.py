@@ -95,7 +95,7 @@ class Purges:
 
         async with self._client.start_session() as session:
             await session.with_transaction(write)
-        return await self._delete(row)
+        return await self._delete(await self._purges.find_one({"_id": purge_id}) or row)
 
     async def _delete(self, row: Document) -> Document:
         until = time.monotonic() + _SECONDS

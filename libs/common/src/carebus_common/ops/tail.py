@@ -9,9 +9,11 @@ from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any, Final
 
-from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka import AIOKafkaConsumer, ConsumerRecord
+from aiokafka.admin import AIOKafkaAdminClient
 
 from carebus_common.logging import patient_hash
+from carebus_common.ops.lag import partitions_of
 from carebus_common.ops.masking import masked_payload, parsed, text_of
 
 __all__ = ["Tail", "read_tail", "tail_record"]
@@ -45,11 +47,13 @@ async def read_tail(bootstrap: str, topic: str, *, limit: int, after: Mapping[in
         fetch_max_wait_ms=50,
         max_partition_fetch_bytes=1024 * 1024,
     )
-    await consumer.start()
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap, request_timeout_ms=5000)
     try:
-        if topic not in await consumer.topics():
+        await consumer.start()
+        await admin.start()
+        partitions = await partitions_of(admin, topic)
+        if not partitions:
             return None
-        partitions = [TopicPartition(topic, number) for number in sorted(consumer.partitions_for_topic(topic) or ())]
         consumer.assign(partitions)
         begins = await consumer.beginning_offsets(partitions)
         ends = await consumer.end_offsets(partitions)
@@ -63,6 +67,7 @@ async def read_tail(bootstrap: str, topic: str, *, limit: int, after: Mapping[in
         return await _read(consumer, positions, goals, limit, newest=after is None)
     finally:
         await consumer.stop()
+        await admin.close()
 
 
 async def _read(
