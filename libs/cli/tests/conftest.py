@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -11,11 +10,11 @@ from typing import Any
 
 import msgspec
 import pytest
-import uvicorn
-from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+
+from .serving import serving
+from .stand_in_ops import FakeOps
 
 Answer = Callable[[Request], Response]
 
@@ -123,16 +122,14 @@ def refuse(status: int, code: str, **headers: str) -> Answer:
 @pytest.fixture
 async def gateway() -> AsyncIterator[FakeGateway]:
     fake = FakeGateway()
-    app = Starlette(
-        routes=[Route("/{path:path}", fake.handle, methods=["GET", "POST"])],
-    )
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        fake.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        server = uvicorn.Server(uvicorn.Config(app, log_level="error", ws="none", lifespan="off"))
-        task = asyncio.create_task(server.serve(sockets=[listener]))
-        while not server.started:
-            await asyncio.sleep(0.01)
+    async with serving(fake.handle) as url:
+        fake.url = url
         yield fake
-        server.should_exit = True
-        await task
+
+
+@pytest.fixture
+async def ops() -> AsyncIterator[FakeOps]:
+    fake = FakeOps()
+    async with serving(fake.handle) as url:
+        fake.url = url
+        yield fake

@@ -12,6 +12,7 @@ import typer
 
 from carebus_cli.client import ApiError, GatewayClient, Refused
 from carebus_cli.meter import plain, stderr
+from carebus_cli.retry import RetryPolicy
 from carebus_local import keys, state
 
 __all__ = [
@@ -61,8 +62,8 @@ class Connection:
     url: str
     token: str
 
-    def client(self) -> GatewayClient:
-        return GatewayClient(self.url, self.token)
+    def client(self, policy: RetryPolicy | None = None) -> GatewayClient:
+        return GatewayClient(self.url, self.token, policy=policy)
 
 
 def connect(url: str | None, token: str | None, state_dir: Path, org: str, roles: Sequence[str] = _ROLES) -> Connection:
@@ -85,11 +86,15 @@ def connect(url: str | None, token: str | None, state_dir: Path, org: str, roles
     return Connection(url, token)
 
 
-def run_with_client(connection: Connection, work: Callable[[GatewayClient], Coroutine[Any, Any, T]]) -> T:
+def run_with_client(
+    connection: Connection,
+    work: Callable[[GatewayClient], Coroutine[Any, Any, T]],
+    policy: RetryPolicy | None = None,
+) -> T:
     """Run `work` with a client, in an event loop of its own."""
 
     async def main() -> T:
-        async with connection.client() as client:
+        async with connection.client(policy) as client:
             return await work(client)
 
     return asyncio.run(main())

@@ -1,4 +1,4 @@
-"""`carebus topics`: the topics on a broker."""
+"""`carebus topics`: the topics on a broker, and what is in them."""
 
 from __future__ import annotations
 
@@ -16,18 +16,22 @@ import typer
 from carebus_cli.connection import DEFAULT_STATE_DIR, JsonOption, StateDirOption
 from carebus_cli.meter import stdout
 from carebus_cli.progress import Waiting
+from carebus_cli.tail import tail
 from carebus_local import state
 from carebus_local.errors import LocalError, NotRunning
 from carebus_local.topics import TopicChange, TopicsRefused, apply
 
 __all__ = ["app"]
 
-app = typer.Typer(help="The topics on a broker.", no_args_is_help=True)
+app = typer.Typer(help="The topics on a broker, and what is in them.", no_args_is_help=True)
 
 
 @app.callback()
 def _group() -> None:
-    """The topics on a broker."""
+    """The topics on a broker, and what is in them."""
+
+
+app.command("tail")(tail)
 
 
 @app.command("apply")

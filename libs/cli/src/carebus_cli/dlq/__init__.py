@@ -1,0 +1,1 @@
+"""`carebus dlq`: dead letters, for whoever is on call."""

@@ -1,0 +1,199 @@
+"""Doing what was chosen: the dry run, or the whole way from asking to the outcomes, and how it ended in words."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+import typer
+
+from carebus_cli.client import ApiError, GatewayClient, Refused
+from carebus_cli.connection import Connection, run_with_client
+from carebus_cli.dlq.options import FLAGS, check_reason
+from carebus_cli.dlq.redrive import (
+    Action,
+    Asked,
+    Outcomes,
+    Pace,
+    Selection,
+    Sight,
+    ask_for,
+    carried_out,
+    expected,
+    look,
+    settled,
+)
+from carebus_cli.dlq.render import print_skipped, say
+from carebus_cli.dlq.times import rfc3339
+from carebus_cli.meter import Meter, plain, stderr, stdout
+from carebus_cli.ops import Service, ask_ops, get, tell_refusal
+from carebus_cli.tables import print_json
+
+__all__ = ["Doing", "act", "run_to_the_end", "settle"]
+
+_DONE: Final = {"redrive": "redriven", "discard": "discarded"}
+# The gateway's clock is known to whole seconds.
+_CLOCK_ERROR: Final = timedelta(seconds=2)
+_SHOWN: Final = 20
+
+
+@dataclass(slots=True)
+class Doing:
+    """What was asked for and how far it got; kept up to date, so that an interruption can tell."""
+
+    service: Service
+    action: Action
+    chosen: Selection
+    reason: str
+    asked: Asked = field(default_factory=Asked)
+    left: int = 0
+    outcomes: Outcomes | None = None
+    why: str | None = None
+
+    def without_outcome(self) -> int:
+        """Those asked for that were waited for and have none."""
+        return 0 if self.outcomes is None else max(0, self.asked.requested - self.outcomes.counts.total())
+
+    def failed(self) -> bool:
+        """Whether something is not as it was meant to be; what somebody else has done already is fine."""
+        again = self.outcomes is not None and bool(self.outcomes.counts["dead-lettered"])
+        left_out = any(one["why"] != "not-open" for one in self.asked.skipped)
+        return self.why is not None or again or left_out or bool(self.without_outcome())
+
+
+def act(
+    action: Action,
+    service: Service,
+    connection: Connection,
+    chosen: Selection,
+    reason: str | None,
+    *,
+    yes: bool,
+    rate: int,
+    wait: bool,
+    as_json: bool,
+) -> None:
+    """Do it if `yes`, else tell what would be done. Ends the command, with 1 if something went wrong."""
+    if not yes:
+
+        async def see(client: GatewayClient) -> Sight:
+            fixed = await _fix(client, service, chosen)
+            return await look(client, service, action, fixed, reason or "dry run")
+
+        _show_sight(action, ask_ops(connection, service, see), as_json=as_json)
+        return
+    doing = Doing(service, action, chosen, check_reason(reason, "--yes"))
+    pace = Pace(rate)
+
+    async def work(client: GatewayClient) -> None:
+        doing.chosen = await _fix(client, service, chosen)
+        began = client.now() - _CLOCK_ERROR
+        total = await expected(client, service, action, doing.chosen, doing.reason)
+        with Meter("asking for", total, quiet=as_json) as meter:
+            await ask_for(client, service, action, doing.chosen, doing.reason, doing.asked, pace=pace, tell=meter.set)
+        if wait and doing.asked.requested:
+            await settle(client, doing, pace, began, quiet=as_json)
+
+    run_to_the_end(connection, doing, work, as_json=as_json)
+
+
+async def settle(client: GatewayClient, doing: Doing, pace: Pace, began: datetime, *, quiet: bool) -> None:
+    """Wait until what was asked for is carried out, and read what became of it since `began`."""
+    with Meter(_DONE[doing.action], doing.asked.requested, quiet=quiet) as meter:
+        doing.left = await carried_out(
+            client, doing.service, pace=pace, tell=lambda left: meter.set(max(0, doing.asked.requested - left))
+        )
+    doing.outcomes = await settled(
+        client, doing.service, doing.action, doing.chosen, doing.asked, began=began, pace=pace
+    )
+
+
+def run_to_the_end(
+    connection: Connection, doing: Doing, work: Callable[[GatewayClient], Coroutine[Any, Any, None]], *, as_json: bool
+) -> None:
+    """Run `work`, tell how it ended and end the command: 0, 1 if something went wrong, 130 after Ctrl-C."""
+    code = None
+    try:
+        run_with_client(connection, work)
+    except KeyboardInterrupt:
+        doing.why, code = "Interrupted.", 130
+    except ApiError as error:
+        tell_refusal(error, doing.service)
+        doing.why, code = "Stopped.", 1 if isinstance(error, Refused) else 2
+    _show_end(doing, as_json=as_json)
+    raise typer.Exit(code if code is not None else int(doing.failed()))
+
+
+async def _fix(client: GatewayClient, service: Service, chosen: Selection) -> Selection:
+    """The selection with an end: what comes from now on does not belong to it."""
+    if chosen.ids or "until" in chosen.filter:
+        return chosen
+    # Any answer tells the gateway's clock.
+    await get(client, service, "requests")
+    return replace(chosen, filter={**chosen.filter, "until": rfc3339(client.now())})
+
+
+def _show_sight(action: Action, sight: Sight, *, as_json: bool) -> None:
+    if as_json:
+        matching = {"matchingAtLeast" if sight.at_least else "matching": sight.matching}
+        print_json({"dryRun": True, "action": action, **matching, "patients": sight.patients, "skipped": sight.skipped})
+        return
+    at_least = "at least " if sight.at_least else ""
+    count = say(sight.matching, "dead letter", "dead letters")
+    stdout.print(f"Would {action} {at_least}{count} of {say(sight.patients, 'patient', 'patients')}.")
+    print_skipped(sight.skipped)
+    if sight.matching:
+        stdout.print("Nothing is done yet: add --yes and --reason.")
+
+
+def _show_end(doing: Doing, *, as_json: bool) -> None:
+    asked, outcomes = doing.asked, doing.outcomes
+    if as_json:
+        print_json(_as_json(doing))
+    else:
+        stdout.print(f"{say(asked.requested, 'dead letter', 'dead letters')} asked for")
+        print_skipped(asked.skipped)
+        if outcomes is not None:
+            for status, count in sorted(outcomes.counts.items()):
+                stdout.print(f"  {plain(status)}: {count:,}")
+            for letter_id, again in outcomes.again[:_SHOWN]:
+                stdout.print(f"  failed again: {plain(letter_id)}  now {plain(again)}")
+            if len(outcomes.again) > _SHOWN:
+                stdout.print(f"  and {len(outcomes.again) - _SHOWN:,} more")
+    if missing := doing.without_outcome():
+        stderr.print(
+            f"{missing:,} have no outcome yet and stay asked for: `carebus consumers` shows whether "
+            f"the {doing.service} is paused, stopped or behind. Its next owner carries them out."
+        )
+    if doing.why:
+        done = "All were asked for" if asked.complete else f"{asked.requested:,} were asked for"
+        stderr.print(f"{doing.why} {done}, which are carried out all the same; nothing is done twice.")
+        stderr.print(f"To go on: {_command(doing)}")
+
+
+def _as_json(doing: Doing) -> Mapping[str, Any]:
+    outcomes = doing.outcomes
+    return {
+        "dryRun": False,
+        "action": doing.action,
+        "complete": doing.asked.complete,
+        "requested": doing.asked.requested,
+        "skipped": doing.asked.skipped,
+        "outcomes": None if outcomes is None else outcomes.counts,
+        "failedAgain": [] if outcomes is None else [{"id": old, "deadLetter": new} for old, new in outcomes.again],
+        "withoutOutcome": None if outcomes is None else doing.without_outcome(),
+    }
+
+
+def _command(doing: Doing) -> str:
+    """The command that goes on with the same set."""
+    words = ["carebus", "dlq", doing.action]
+    if len(doing.chosen.ids) > _SHOWN:
+        return "the same command again"
+    words += doing.chosen.ids
+    for name, value in doing.chosen.filter.items():
+        words += [FLAGS[name], value]
+    return plain(shlex.join([*words, "--service", doing.service, "--yes", "--reason", doing.reason]))
