@@ -19,6 +19,7 @@ __all__ = [
     "CONFLICTS",
     "CONSUMER_LAG",
     "CONSUMER_PAUSED",
+    "DEAD_LETTERS",
     "DUPLICATES",
     "EMITTED",
     "EMIT_SECONDS",
@@ -31,10 +32,14 @@ __all__ = [
     "IDEMPOTENCY_FAILED_OPEN",
     "IN_FLIGHT",
     "KNOWN_TYPES",
+    "PARKED_EVENTS",
+    "PARKED_PATIENTS",
     "PRODUCER_REBUILDS",
     "PUBLISH_SECONDS",
     "RATE_LIMITED",
     "RATE_LIMIT_FAILED_OPEN",
+    "REDRIVES",
+    "RETRIES",
     "STOPPED_PATIENTS",
     "TRANSACTION_EVENTS",
     "TRANSACTION_SECONDS",
@@ -99,8 +104,19 @@ CONFLICTS: Final = Counter("carebus_conflicts_total", "Event ids reused for othe
 UNDECODABLE: Final = Counter("carebus_undecodable_total", "Records that could not be decoded.", ["group"])
 # Events read and not yet committed.
 IN_FLIGHT: Final = Gauge("carebus_events_in_flight", "Events read and not yet committed.", ["group"])
-# Patients whose events wait for an engineer.
-STOPPED_PATIENTS: Final = Gauge("carebus_stopped_patients", "Patients whose events wait.", ["group"])
+# Patients whose event the store refuses even to park: they stand still until the next restart.
+STOPPED_PATIENTS: Final = Gauge("carebus_stopped_patients", "Patients that cannot even be parked.", ["group"])
+# Patients of the whole group whose events wait behind one that failed, as the store estimates them.
+PARKED_PATIENTS: Final = Gauge("carebus_parked_patients", "Patients that are parked.", ["group"])
+# Events of the whole group that wait behind one that failed, or for its next try; as the store estimates them.
+PARKED_EVENTS: Final = Gauge("carebus_parked_events", "Events that are parked.", ["group"])
+# Failures after which an event is tried again.
+RETRIES: Final = Counter("carebus_retries_total", "Failures that are tried again.", ["group"])
+# Dead letters made, by reason (`permanent`, `retries-exhausted`, `undecodable`, `conflict`, `crashed`).
+DEAD_LETTERS: Final = Counter("carebus_dead_letters_total", "Dead letters made.", ["group", "reason"])
+# What became of redriven and discarded dead letters (`processed`, `duplicate`, `conflict`, `retrying`, `dead-lettered`,
+# `discarded`).
+REDRIVES: Final = Counter("carebus_redrives_total", "Dead letters redriven or discarded.", ["group", "outcome"])
 # Records between the committed offset and the end of the partition.
 CONSUMER_LAG: Final = Gauge(
     "carebus_consumer_lag_records", "Records not yet committed.", ["group", "topic", "partition"]

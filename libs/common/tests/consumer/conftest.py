@@ -17,7 +17,17 @@ from faststream import AckPolicy
 from faststream.kafka import KafkaMessage
 
 from carebus_common import mongo
-from carebus_common.consumer import Change, Delivery, Limits, OrderedConsumer, State, Store, Subscription
+from carebus_common.consumer import (
+    Change,
+    Delivery,
+    Limits,
+    OrderedConsumer,
+    Recorder,
+    RetryPolicy,
+    State,
+    Store,
+    Subscription,
+)
 from carebus_common.consumer.service import FETCHING, consume, kafka_broker
 from carebus_common.contracts.event import MedicalEvent, encode
 from carebus_common.kafka import Publisher
@@ -58,6 +68,10 @@ def appending(out: str) -> Handle:
     return handle
 
 
+# Retries that a test can wait for.
+QUICK = RetryPolicy(base=timedelta(milliseconds=100), jitter=0)
+
+
 async def eventually(check: Callable[[], Awaitable[bool]], *, within: float = 30, what: str = "the condition") -> None:
     async with asyncio.timeout(within):
         while not await check():
@@ -72,7 +86,19 @@ class World:
     group: str
     database: mongo.Database
     publisher: Publisher
-    limits: Limits = field(default_factory=lambda: Limits(store_retry=timedelta(milliseconds=100)))
+    limits: Limits = field(
+        default_factory=lambda: Limits(
+            store_retry=timedelta(milliseconds=100),
+            look_interval=timedelta(milliseconds=50),
+            count_interval=timedelta(milliseconds=200),
+        )
+    )
+    # Fields of the subscription beside its topic, group and functions.
+    subscription: dict[str, Any] = field(default_factory=lambda: {"retry": QUICK})
+
+    @property
+    def dlq(self) -> str:
+        return f"{self.topic}-dlq"
 
     async def send(self, *events: MedicalEvent) -> list[Receipt]:
         """Publish in order; one receipt each."""
@@ -92,7 +118,12 @@ class World:
 
     @asynccontextmanager
     async def consuming(
-        self, handler: Handle | None = None, *, publisher: Any = None, store: Store | None = None
+        self,
+        handler: Handle | None = None,
+        *,
+        publisher: Any = None,
+        store: Store | None = None,
+        recorder: Recorder | None = None,
     ) -> AsyncIterator[OrderedConsumer[MedicalEvent]]:
         """A replica, drained at the end."""
         stop = asyncio.Event()
@@ -107,10 +138,13 @@ class World:
                     MedicalEvent.model_validate_json,
                     handler or appending(self.out),
                     lambda e: msgspec.json.encode((e.patient_id, e.type, e.ts, e.data), order="deterministic"),
+                    dead_letter_topic=self.dlq,
+                    **self.subscription,
                 ),
                 store or self.store(),
                 publisher or own,
                 limits=self.limits,
+                recorder=recorder,
             )
             broker = kafka_broker(KafkaSettings(kafka_bootstrap=self.stack.kafka_bootstrap), client_id="t")
 
@@ -136,7 +170,7 @@ class World:
 
     async def seen(self, patient: str = "p1", org: str = "org") -> list[Any]:
         row = await self.database["patients"].find_one({"_id": f"{org}/{patient}"})
-        return row["state"]["seen"] if row else []
+        return row["state"]["seen"] if row and row["state"] else []
 
     async def inbox_count(self) -> int:
         return await self.database["inbox"].count_documents({})
@@ -168,19 +202,63 @@ class World:
 
     async def emitted(self, count: int, *, within: float = 30) -> list[dict[str, Any]]:
         """At least `count` messages of the out topic, in each partition's order."""
-        consumer = AIOKafkaConsumer(
-            self.out, bootstrap_servers=self.stack.kafka_bootstrap, auto_offset_reset="earliest"
-        )
+        found = await self.records_of(self.out, count, within=within)
+        return [{**msgspec.json.decode(r.value), "key": r.key.decode()} for r in found]
+
+    async def records_of(self, topic: str, count: int, *, within: float = 30) -> list[Any]:
+        """At least `count` records of a topic, in each partition's order."""
+        consumer = AIOKafkaConsumer(topic, bootstrap_servers=self.stack.kafka_bootstrap, auto_offset_reset="earliest")
         await consumer.start()
-        found: list[dict[str, Any]] = []
+        found: list[Any] = []
         try:
             async with asyncio.timeout(within):
                 while len(found) < count:
                     for records in (await consumer.getmany(timeout_ms=200)).values():
-                        found += [{**msgspec.json.decode(r.value), "key": r.key.decode()} for r in records]
+                        found += records
             return found
         finally:
             await consumer.stop()
+
+    async def rows(self, collection: str, **query: Any) -> list[dict[str, Any]]:
+        return await self.database[collection].find(query).to_list()
+
+    async def ask(self, action: str, *letters: dict[str, Any]) -> None:
+        """Ask the owners to redrive or discard dead letters, as the ops API does."""
+        for letter in letters:
+            await self.database["dead_letter_requests"].insert_one(
+                {
+                    "_id": str(uuid4()),
+                    "topic": letter["source"]["topic"],
+                    "partition": letter["source"]["partition"],
+                    "action": action,
+                    "deadLetterIds": [letter["_id"]],
+                    "by": "an engineer",
+                    "organizationId": "carebus",
+                    "reason": "it is mended",
+                    "requestedAt": datetime.now(UTC),
+                }
+            )
+
+    async def letters(self, count: int = 1, *, within: float = 20, **query: Any) -> list[dict[str, Any]]:
+        """At least `count` dead letters, waited for."""
+        wanted = {"status": "open", **query}
+
+        async def there() -> bool:
+            return await self.database["dead_letters"].count_documents(wanted) >= count
+
+        await eventually(there, within=within, what="the dead letters")
+        return await self.rows("dead_letters", **wanted)
+
+    async def unparked(self, *, within: float = 20) -> None:
+        """Wait until nobody is parked and nothing waits."""
+
+        async def nobody() -> bool:
+            for name in ("parked_patients", "parked_events", "dead_letter_requests"):
+                if await self.database[name].count_documents({}):
+                    return False
+            return not [row for row in await self.rows("patients") if row["parked"]]
+
+        await eventually(nobody, within=within, what="nobody is parked")
 
 
 @pytest_asyncio.fixture(loop_scope="session")
@@ -188,6 +266,7 @@ async def world(stack: StackUrls) -> AsyncIterator[World]:
     name = random_name("consumer")
     await create_topic(stack.kafka_bootstrap, name, 4)
     await create_topic(stack.kafka_bootstrap, f"{name}-out", 4)
+    await create_topic(stack.kafka_bootstrap, f"{name}-dlq", 4)
     client = mongo.connect(MongoSettings(mongo_url=stack.mongo_url), app_name="tests")
     publisher = Publisher(stack.kafka_bootstrap, client_id="sender", deadline=timedelta(seconds=10), topics=[name])
     await publisher.start()

@@ -11,8 +11,8 @@ from uuid import uuid4
 
 import pytest
 
-from carebus_common.consumer import Change, Delivery, Limits, Position, State
-from carebus_common.consumer.lanes import PatientRow
+from carebus_common.consumer import Delivery, Limits, Position, State
+from carebus_common.consumer.rows import NO_ROW, Parked, PatientRow
 from carebus_common.consumer.store import Moved, PatientWrite, Writes
 from carebus_common.contracts.event import MedicalEvent
 from carebus_common.kafka import Publisher
@@ -138,45 +138,6 @@ async def test_a_slow_handler_holds_up_its_own_patient_only(world: World) -> Non
     assert await world.seen("slow") == [0, 1, 2, 3]
 
 
-async def test_a_failing_handler_stops_its_patient_and_nothing_is_skipped(world: World) -> None:
-    fast = appending(world.out)
-    broken = True
-
-    def handle(state: State | None, delivery: Delivery[MedicalEvent]) -> Any:
-        if broken and delivery.event.data["n"] == 3 and delivery.event.patient_id == "bad":
-            raise ValueError("cannot")
-        return fast(state, delivery)
-
-    await world.send(*(event(patient, n=n) for n in range(10) for patient in ("bad", "good")))
-    async with world.consuming(handle) as consumer:
-        await world.wait_for_inbox(13)
-        assert await world.seen("bad") == [0, 1, 2]
-        assert await world.seen("good") == list(range(10))
-        assert consumer.status().stopped_patients == 1
-    broken = False
-    async with world.consuming(handle):
-        await world.wait_for_inbox(20)
-    assert await world.seen("bad") == list(range(10))
-
-
-async def test_an_event_the_store_refuses_is_found_and_stops_only_its_patient(world: World) -> None:
-    fast = appending(world.out)
-
-    def handle(state: State | None, delivery: Delivery[MedicalEvent]) -> Any:
-        change = fast(state, delivery)
-        if delivery.event.data.get("poison"):
-            assert isinstance(change, Change)
-            return Change(row={"too-large": 2**70}, state=change.state)
-        return change
-
-    await world.send(*(event(f"p{n % 10}", n=n, poison=n == 55) for n in range(100)))
-    async with world.consuming(handle) as consumer:
-        await world.wait_for_inbox(95)
-        assert consumer.status().stopped_patients == 1
-    assert await world.seen("p5") == [5, 15, 25, 35, 45]
-    assert await world.inbox_count() == 95
-
-
 async def test_an_undecodable_record_without_a_key_is_kept_with_its_bytes_and_passed(world: World) -> None:
     await world.send_raw(Message(world.topic, None, b"\xff not json", (("x", b"\xfe"),)))
     await world.send(event(n=1))
@@ -191,20 +152,6 @@ async def test_an_undecodable_record_without_a_key_is_kept_with_its_bytes_and_pa
     assert row is not None
     assert row["value"] == b"\xff not json"
     assert row["headers"] == [["x", b"\xfe"]]
-
-
-async def test_an_undecodable_record_with_a_key_stops_that_patient(world: World) -> None:
-    await world.send(event("a", n=1))
-    await world.send_raw(Message(world.topic, b"a", b"{}", (("organizationId", b"org"),)))
-    await world.send(event("a", n=2), event("b", n=1))
-    async with world.consuming() as consumer:
-        await world.wait_for_inbox(2)
-
-        async def stopped() -> bool:
-            return consumer.status().stopped_patients == 1
-
-        await eventually(stopped)
-    assert await world.seen("a") == [1]
 
 
 async def test_replicas_that_come_and_go_lose_and_repeat_nothing(world: World) -> None:
@@ -284,16 +231,16 @@ async def test_a_patient_row_that_is_not_as_it_was_read_is_not_written(world: Wo
     store = world.store()
 
     def write(read: PatientRow, offset: int) -> Writes:
-        new = PatientRow(Position("t", 0, offset), parked=False, state={"offset": offset})
+        new = PatientRow(Position("t", 0, offset), parked=None, state={"offset": offset})
         inbox = {"_id": f"org/{offset}", "marker": True}
         return Writes(inbox=[inbox], patients=[PatientWrite("org/p", "org", "p", read, new)])
 
-    nothing = PatientRow(None, parked=False, state=None)
+    nothing = NO_ROW
     await store.write(write(nothing, 1))
     (first,) = (await store.patient_rows(["org/p"])).values()
     await store.write(write(first, 2))
     (second,) = (await store.patient_rows(["org/p"])).values()
-    for stale in (nothing, first, replace(second, parked=True)):
+    for stale in (nothing, first, replace(second, parked=Parked(0, 1, Position("t", 0, 1), 7))):
         with pytest.raises(Moved):
             await store.write(write(stale, 3))
     assert (await store.patient_rows(["org/p"])) == {"org/p": second}

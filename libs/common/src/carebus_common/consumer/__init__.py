@@ -2,7 +2,10 @@
 
 from carebus_common.consumer.change import Change, Delivery, Handler, PatientEvent, Position, State
 from carebus_common.consumer.errors import ConsumerError, DeadLetter, PauseConsumption, RetryLater
+from carebus_common.consumer.failures import FailureLimits
+from carebus_common.consumer.recorder import Recorder, open_recorder
 from carebus_common.consumer.records import Subscription
+from carebus_common.consumer.retry import RetryPolicy
 from carebus_common.consumer.runtime import Limits, OrderedConsumer, Status
 from carebus_common.consumer.store import Store
 
@@ -11,15 +14,19 @@ __all__ = [
     "ConsumerError",
     "DeadLetter",
     "Delivery",
+    "FailureLimits",
     "Handler",
     "Limits",
     "OrderedConsumer",
     "PatientEvent",
     "PauseConsumption",
     "Position",
+    "Recorder",
     "RetryLater",
+    "RetryPolicy",
     "State",
     "Status",
     "Store",
     "Subscription",
+    "open_recorder",
 ]

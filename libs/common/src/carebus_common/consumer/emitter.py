@@ -9,6 +9,7 @@ from typing import Generic, Protocol, TypeVar
 
 from carebus_common.consumer.change import PatientEvent
 from carebus_common.consumer.plan import Settled
+from carebus_common.failpoints import failpoint
 from carebus_common.kafka import BrokerAway, MessageRefused
 from carebus_common.logging import get_logger
 from carebus_common.messages import Message, Receipt
@@ -58,7 +59,9 @@ class Emitter(Generic[E]):
             self._wake.clear()
             while self._queue:
                 group = [self._queue.popleft() for _ in range(min(_BATCH, len(self._queue)))]
+                failpoint("before-emit")
                 refused = await self._publish([message for settled in group for message in settled.messages])
+                failpoint("after-emit")
                 if refused:
                     # Never acknowledged, so never skipped: the low-water mark stays below such a record.
                     group = [settled for settled in group if refused.isdisjoint(map(id, settled.messages))]

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum, auto
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from carebus_common.consumer.change import Change, PatientEvent, Position
+from carebus_common.consumer.rows import ParkedPatient, PatientRow
 
-__all__ = ["Handled", "Lane", "LaneKey", "Lanes", "PatientRow", "Record"]
+__all__ = ["Handled", "Lane", "LaneKey", "Lanes", "Letter", "Record", "row_id_of"]
 
 E = TypeVar("E", bound=PatientEvent)
 
@@ -20,9 +21,25 @@ E = TypeVar("E", bound=PatientEvent)
 LaneKey = tuple[int, str, bytes]
 
 
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """The dead letter that a record comes from, and what was asked for it: by whom, why and when.
+
+    `asked` is None where it was redriven before and is only tried again.
+    """
+
+    id: str
+    redrives: int
+    action: Literal["redrive", "discard"]
+    asked: Mapping[str, Any] | None
+
+
 @dataclass(slots=True, eq=False)
 class Record(Generic[E]):
-    """One Kafka record, decoded; `event` is None where that failed (`problem` says why)."""
+    """One Kafka record, decoded; `event` is None where that failed (`problem` says why).
+
+    One that was parked has the number of its `row` in the patient's queue; a dead letter's has the `letter`.
+    """
 
     position: Position
     key: bytes | None
@@ -33,15 +50,15 @@ class Record(Generic[E]):
     inbox_id: str
     content_hash: bytes
     problem: Exception | None = None
+    row: int | None = None
+    letter: Letter | None = None
+    # The store refused what its handler made of it.
+    refused: bool = False
 
-
-@dataclass(frozen=True, slots=True)
-class PatientRow:
-    """A patient's row as read: the fence. `position` is the record last applied to it, None before any."""
-
-    position: Position | None
-    parked: bool
-    state: dict[str, Any] | None
+    @property
+    def live(self) -> bool:
+        """Whether it comes from the log, so that its offset waits for it."""
+        return self.row is None and self.letter is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,19 +76,42 @@ class Progress(Enum):
     WAITING = auto()  # has records, or none; nobody works on it
     BUSY = auto()  # its records are in a batch
     HANDLING = auto()  # its first record's coroutine handler runs
-    STOPPED = auto()  # its first record failed: nothing of it moves
+    SETTLING = auto()  # what was taken from its queue is applied; its messages are on their way
+    STOPPED = auto()  # the store refuses even to park it: nothing of it moves
 
 
 @dataclass(slots=True, eq=False)
 class Lane(Generic[E]):
     key: LaneKey
     records: deque[Record[E]] = field(default_factory=deque)
+    # What was loaded of a parked patient's queue; it goes before `records`.
+    queue: deque[Record[E]] = field(default_factory=deque)
+    # The parked patient's row, while its queue is being worked on.
+    parked: ParkedPatient | None = None
+    # Which of the two the batch at work takes from.
+    queued: bool = False
+    # How many records of the queue are applied and have messages on their way, and their rows' numbers.
+    emitting: int = 0
+    emitted_rows: list[int] = field(default_factory=list)
     progress: Progress = Progress.WAITING
     # None until it is read; kept between batches so that a busy patient is not read again for each.
     row: PatientRow | None = None
     # Set once the first record's coroutine handler has ended.
     handled: Handled[E] | None = None
     revoked: bool = False
+
+    @property
+    def front(self) -> deque[Record[E]]:
+        return self.queue if self.queued else self.records
+
+    def drop_queue(self) -> None:
+        self.queue.clear()
+        self.parked = None
+
+
+def row_id_of(key: LaneKey) -> str:
+    """The `_id` of the lane's patient; a key that is no text has one too."""
+    return f"{key[1]}/{key[2].decode(errors='backslashreplace')}"
 
 
 class Lanes(Generic[E]):
@@ -83,26 +123,41 @@ class Lanes(Generic[E]):
         self._idle: OrderedDict[LaneKey, None] = OrderedDict()
         self._idle_limit = idle_limit
 
-    def append(self, key: LaneKey, record: Record[E]) -> None:
+    def of(self, key: LaneKey) -> Lane[E]:
         lane = self._lanes.get(key)
         if lane is None:
             lane = self._lanes[key] = Lane(key)
-        lane.records.append(record)
-        if lane.progress is Progress.WAITING:
-            self._idle.pop(key, None)
-            self._ready[key] = lane
+        return lane
 
-    def take(self, max_records: int) -> dict[Lane[E], int]:
+    def append(self, key: LaneKey, record: Record[E]) -> None:
+        lane = self.of(key)
+        lane.records.append(record)
+        self.ready(lane)
+
+    def ready(self, lane: Lane[E]) -> None:
+        """Let a lane that was given records be taken, unless somebody is at it: its release does so then."""
+        if lane.progress is Progress.WAITING:
+            self._idle.pop(lane.key, None)
+            self._ready[lane.key] = lane
+
+    def take(self, max_records: int, *, queues_only: bool = False) -> dict[Lane[E], int]:
         """Make ready lanes busy and tell how many records of each are due; `max_records` in all.
 
-        A lane gives at most an even share while others wait, so that one patient's flood shares a batch.
+        A lane gives at most an even share while others wait, so that one patient's flood shares a batch. With
+        `queues_only`, lanes that have nothing but live records are left waiting.
         """
         taken: dict[Lane[E], int] = {}
         left = max_records
         share = max(1, max_records // max(1, len(self._ready)))
-        while self._ready and left > 0:
+        for _ in range(len(self._ready)):
+            if left <= 0:
+                break
             key, lane = self._ready.popitem(last=False)
-            due = min(len(lane.records), left, max(share, 16))
+            if queues_only and not lane.queue:
+                self._ready[key] = lane
+                continue
+            lane.queued = bool(lane.queue)
+            due = min(len(lane.front), left, max(share, 16))
             lane.progress = Progress.BUSY
             taken[lane] = due
             left -= due
@@ -112,15 +167,18 @@ class Lanes(Generic[E]):
     def handling(self, lane: Lane[E]) -> None:
         lane.progress = Progress.HANDLING
 
+    def settling(self, lane: Lane[E]) -> None:
+        lane.progress = Progress.SETTLING
+
     def stop(self, lane: Lane[E]) -> None:
         lane.progress = Progress.STOPPED
 
     def release(self, lane: Lane[E]) -> None:
-        """Let a busy lane wait again: ready if it has records, else idle with its row kept for a while."""
+        """Let a lane wait again: ready if it has records, else idle with its row kept for a while."""
         if lane.revoked or self._lanes.get(lane.key) is not lane:
             return
         lane.progress = Progress.WAITING
-        if lane.records:
+        if lane.queue or lane.records:
             self._ready[lane.key] = lane
             return
         self._idle[lane.key] = None

@@ -8,6 +8,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaConnectionError, KafkaError
 
 from carebus_common.consumer.watermark import LowWaterMark
+from carebus_common.failpoints import failpoint
 from carebus_common.logging import get_logger
 
 __all__ = ["Offsets"]
@@ -66,7 +67,9 @@ class Offsets:
         if not moved or self.consumer is None:
             return
         try:
+            failpoint("before-offset-commit")
             await self.consumer.commit({TopicPartition(self._topic, p): offset for p, (_, offset) in moved.items()})
+            failpoint("after-offset-commit")
         except KafkaError as error:
             # Refused to a zombie, or the broker is away.
             log.info("offset-commit-failed", topic=self._topic, error=type(error).__name__)

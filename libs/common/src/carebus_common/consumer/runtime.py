@@ -1,86 +1,52 @@
 """The ordered consumer: every event once, a patient's events in the order of the log, patients in parallel.
 
     records ──accept──▶ lanes ──plan──▶ one transaction ──▶ emitter ──▶ low-water mark ──▶ committed offset
+                          ▲                                    │
+                          └──────── parking: due, asked for ◀──┘
 
-Records wait in one lane a patient. A batch takes the lanes that are ready, plans them (`plan.py`), writes the
+Records wait in one lane a patient. A batch takes the lanes that are ready, plans them (`planner.py`), writes the
 plan in one transaction (`store.py`), publishes the messages (`emitter.py`), and only then lets the partition's
 committed offset pass. Up to `concurrent_batches` are under way, over different patients; a handler that is a
-coroutine leaves its batch, and only its own patient waits for it.
+coroutine leaves its batch, and only its own patient waits for it. A patient whose event fails is parked (`parking.py`):
+its events wait in the store, and everybody else flows. Too many failures stop the consumer (`control.py`).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime
 from time import monotonic, perf_counter
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
 
 from carebus_common import metrics
-from carebus_common.consumer.change import PatientEvent
+from carebus_common.consumer.accounting import account
+from carebus_common.consumer.change import Change, PatientEvent
+from carebus_common.consumer.control import Control
 from carebus_common.consumer.emitter import Emitter, Publishes
-from carebus_common.consumer.errors import PauseConsumption
-from carebus_common.consumer.lanes import Handled, Lane, Lanes, Progress, Record
+from carebus_common.consumer.errors import HandlerTimedOut, PauseConsumption
+from carebus_common.consumer.handling import Handling
+from carebus_common.consumer.lanes import Handled, Lane, Lanes, Progress
+from carebus_common.consumer.letters import letter_id
+from carebus_common.consumer.limits import Limits, Recent, Status
 from carebus_common.consumer.offsets import Offsets
-from carebus_common.consumer.plan import Fate, Plan, Planner, Settled, Slow
+from carebus_common.consumer.parked_store import ParkedStore
+from carebus_common.consumer.parking import Parking
+from carebus_common.consumer.plan import Fate, Plan, Settled, Slow
+from carebus_common.consumer.planner import Planner
+from carebus_common.consumer.recorder import Recorder
 from carebus_common.consumer.records import Subscription, read_record
+from carebus_common.consumer.rows import NO_ROW
 from carebus_common.consumer.store import BatchRefused, Moved, Store
+from carebus_common.failpoints import failpoint
 from carebus_common.logging import get_logger, patient_hash
 
 __all__ = ["Limits", "OrderedConsumer", "Status", "Subscription"]
 
 E = TypeVar("E", bound=PatientEvent)
 log = get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Bounds of one consumer."""
-
-    batch_records: int = 4000
-    # One batch is planned while another is written; two transactions at once conflict in the store more than
-    # they gain.
-    concurrent_batches: int = 2
-    concurrent_transactions: int = 1
-    in_flight_records: int = 20_000
-    in_flight_bytes: int = 64 * 1024 * 1024
-    commit_interval: timedelta = timedelta(milliseconds=200)
-    # Well below the group's session timeout: heartbeats stop while a revocation is handled.
-    drain_timeout: timedelta = timedelta(seconds=5)
-    store_retry: timedelta = timedelta(milliseconds=500)
-    # Ids of events that this process saw take effect: a hint that saves a transaction, never a decision.
-    remembered_ids: int = 100_000
-    idle_patients: int = 20_000
-
-
-@dataclass(frozen=True, slots=True)
-class Status:
-    """What health and operations show: counts only."""
-
-    connected: bool
-    partitions: tuple[int, ...]
-    in_flight: int
-    stopped_patients: int
-    store_away: bool
-    broker_away: bool
-    paused: bool
-
-
-@dataclass(slots=True)
-class _Recent:
-    """The newest inbox ids, bounded."""
-
-    size: int
-    ids: OrderedDict[str, None] = field(default_factory=OrderedDict)
-
-    def add(self, inbox_id: str) -> None:
-        self.ids[inbox_id] = None
-        if len(self.ids) > self.size:
-            self.ids.popitem(last=False)
 
 
 class OrderedConsumer(ConsumerRebalanceListener, Generic[E]):  # type: ignore[misc]
@@ -90,26 +56,46 @@ class OrderedConsumer(ConsumerRebalanceListener, Generic[E]):  # type: ignore[mi
     """
 
     def __init__(
-        self, subscription: Subscription[E], store: Store, publisher: Publishes, *, limits: Limits | None = None
+        self,
+        subscription: Subscription[E],
+        store: Store,
+        publisher: Publishes,
+        *,
+        limits: Limits | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
         self.subscription = subscription
         self._limits = limits or Limits()
         self._store = store
-        self._planner = Planner(store, subscription.handler)
-        self._emitter: Emitter[E] = Emitter(publisher, self._published)
+        self._recorder = recorder or Recorder(None, subscription.group)
         self._lanes: Lanes[E] = Lanes(idle_limit=self._limits.idle_patients)
+        self._emitter: Emitter[E] = Emitter(publisher, self._published)
+        parked = ParkedStore(store)
+        self._control = Control(
+            parked, subscription.group, subscription.topic, subscription.failure_limits, self._recorder
+        )
+        self._wake = asyncio.Event()
+        self._parking: Parking[E] = Parking(
+            subscription, store, parked, self._lanes, emit=self._emitter.put, wake=self._wake.set
+        )
+        self._parking_wake = asyncio.Event()
+        handling = Handling(subscription, interrupted=self._control.interrupted, recorder=self._recorder)
+        self._planner = Planner(store, handling, window=lambda: self._control.window)
         self._offsets = Offsets(subscription.topic)
-        self._recent = _Recent(self._limits.remembered_ids)
+        self._recent = Recent(self._limits.remembered_ids)
         self._slots = asyncio.Semaphore(self._limits.concurrent_batches)
         self._writing = asyncio.Semaphore(self._limits.concurrent_transactions)
         self._batches: set[asyncio.Task[None]] = set()
         self._slow: dict[asyncio.Task[None], Lane[E]] = {}
-        self._wake = asyncio.Event()
+        # An event that was in a handler when the process died runs without others of its kind: the next death
+        # tells which one it was.
+        self._alone = asyncio.Lock()
         self._draining = False
         self._tasks: asyncio.TaskGroup | None = None
         self._in_flight_bytes = 0
         self._store_away = False
         self._paused = False
+        self._parked = (0, 0)
         self._broken: Exception | None = None
         group = subscription.group
         self._in_flight_gauge = metrics.IN_FLIGHT.labels(group)
@@ -137,42 +123,64 @@ class OrderedConsumer(ConsumerRebalanceListener, Generic[E]):  # type: ignore[mi
         self._wake.set()
 
     def _throttle(self) -> None:
-        """Stop or go on fetching, by what is in flight; the group membership goes on either way."""
+        """Stop or go on fetching, by what is in flight and what is stopped; the group membership goes on either way."""
         consumer = self._offsets.consumer
         if consumer is None:
             return
         records, limits = self._offsets.in_flight, self._limits
         self._in_flight_gauge.set(records)
         fullness = max(records / limits.in_flight_records, self._in_flight_bytes / limits.in_flight_bytes)
-        if fullness >= 1 or (self._paused and fullness >= 0.8):
+        if fullness >= 1 or self._held_up or (self._paused and fullness >= 0.8):
             consumer.pause(*consumer.assignment())
             self._paused = True
         elif self._paused:
             consumer.resume(*consumer.paused())
             self._paused = False
 
+    @property
+    def _held_up(self) -> bool:
+        return self._control.stopped is not None or self._parked_full
+
+    @property
+    def _parked_full(self) -> bool:
+        return self._parked[1] >= self._limits.parked_events
+
     # --- batches ------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Work until cancelled. Raises what should never happen; the process then ends and is restarted."""
-        async with asyncio.TaskGroup() as tasks:
-            self._tasks = tasks
-            tasks.create_task(self._emitter.run())
-            tasks.create_task(self._commit_regularly())
-            while True:
-                await self._wake.wait()
-                self._wake.clear()
-                if self._broken is not None:
-                    raise self._broken
-                while self._may_begin():
-                    await self._slots.acquire()
-                    due = self._lanes.take(self._limits.batch_records) if self._may_begin() else {}
-                    batch = tasks.create_task(self._run_batch(due))
-                    self._batches.add(batch)
-                    batch.add_done_callback(self._batches.discard)
+        self._recorder.watch(self.subscription.handler_deadline)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                self._tasks = tasks
+                tasks.create_task(self._emitter.run())
+                tasks.create_task(self._commit_regularly())
+                tasks.create_task(self._parking.run_settling())
+                tasks.create_task(self._look_regularly())
+                while True:
+                    await self._wake.wait()
+                    self._wake.clear()
+                    if self._broken is not None:
+                        raise self._broken
+                    await self._begin_batches(tasks)
+        finally:
+            self._recorder.close()
+
+    async def _begin_batches(self, tasks: asyncio.TaskGroup) -> None:
+        while self._may_begin():
+            await self._slots.acquire()
+            due: dict[Lane[E], int] = {}
+            if self._may_begin():
+                due = self._lanes.take(self._limits.batch_records, queues_only=self._parked_full)
+            if not due:
+                self._slots.release()
+                return
+            batch = tasks.create_task(self._run_batch(due))
+            self._batches.add(batch)
+            batch.add_done_callback(self._batches.discard)
 
     def _may_begin(self) -> bool:
-        return self._lanes.any_ready and not self._draining
+        return self._lanes.any_ready and self._control.ready and self._control.stopped is None and not self._draining
 
     async def _run_batch(self, due: Mapping[Lane[E], int]) -> None:
         try:
@@ -183,6 +191,8 @@ class OrderedConsumer(ConsumerRebalanceListener, Generic[E]):  # type: ignore[mi
                     self._lanes.release(lane)
             self._slots.release()
             self._wake.set()
+            if self._parking.next_due() is not None:
+                self._parking_wake.set()
 
     async def _settle(self, due: Mapping[Lane[E], int]) -> None:
         """Carry out the due records, whatever it takes, or until their partitions are revoked."""
@@ -204,6 +214,8 @@ class OrderedConsumer(ConsumerRebalanceListener, Generic[E]):  # type: ignore[mi
                     log.warning("consumption-waits", group=self.subscription.group, reason=str(error))
                 await asyncio.sleep(self._limits.store_retry.total_seconds())
             except BatchRefused as error:
+                if plan is not None:
+                    plan.close()
                 await self._find_culprit(due, error)
                 return
             else:
@@ -214,13 +226,15 @@ class OrderedConsumer(ConsumerRebalanceListener, Generic[E]):  # type: ignore[mi
                 plan.close()
             for lane, count in due.items():
                 lane.row = None
-                doubtful.update(record.inbox_id for record, _ in zip(lane.records, range(count), strict=False))
+                doubtful.update(record.inbox_id for record, _ in zip(lane.front, range(count), strict=False))
 
     async def _write(self, plan: Plan[E]) -> None:
         group = self.subscription.group
         async with self._writing:
             started = perf_counter()
+            failpoint("before-transaction")
             await self._store.write(plan.writes)
+            failpoint("after-transaction")
         metrics.TRANSACTION_SECONDS.labels(group).observe(perf_counter() - started)
         metrics.TRANSACTION_EVENTS.labels(group).observe(len(plan.writes.inbox))
 
@@ -229,7 +243,7 @@ class OrderedConsumer(ConsumerRebalanceListener, Generic[E]):  # type: ignore[mi
         return {
             record.inbox_id
             for lane, count in due.items()
-            for record, _ in zip(lane.records, range(count), strict=False)
+            for record, _ in zip(lane.front, range(count), strict=False)
             if record.inbox_id in recent
         }
 
@@ -245,62 +259,67 @@ class OrderedConsumer(ConsumerRebalanceListener, Generic[E]):  # type: ignore[mi
         if count > 1:
             await self._settle({lane: count // 2})
             await self._settle({lane: count - count // 2})
-        else:
-            self._stop(lane, error)
+            return
+        record = lane.front[0]
+        if record.refused:
+            self._stop(lane, error)  # the store refuses even that it failed
+            return
+        record.refused = True
+        lane.handled = Handled(record, lane.row or NO_ROW, error, datetime.now(UTC), 0.0)
+        await self._settle({lane: 1})
 
     def _carry_on(self, plan: Plan[E]) -> None:
         """After the commit: let lanes go on, publish, and remember."""
-        fates: Counter[tuple[Fate, str]] = Counter()
+        if self._control.tried(plan.runs):
+            self._parking_wake.set()
         for lane, settled in plan.settled.items():
             lane.row = plan.rows[lane]
-            for one in settled:
-                assert lane.records[0] is one.record
-                lane.records.popleft()
-                if one.fate is not Fate.UNDECODABLE:
-                    self._recent.add(one.record.inbox_id)
-                if one.fate is Fate.CONFLICT or one.fate is Fate.UNDECODABLE:
-                    log.warning(
-                        f"event-{one.fate.name.lower()}", group=self.subscription.group, source=_place(one.record)
-                    )
-                fates[one.fate, getattr(one.record.event, "type", "")] += 1
             if settled:
-                lane.handled = None
-            self._emitter.put(settled)
-        self._count(fates)
-        for lane, error in plan.failed.items():
-            self._stop(lane, error)
+                self._take_off(lane, settled)
+                self._emitter.put(settled)
+        account(self.subscription.group, plan)
+        for lane, patient in plan.parked.items():
+            self._parking.moved(lane, patient)
+        for lane in plan.stale:
+            lane.row = None
+            self._parking.stale(lane)
         for lane, slow in plan.slow.items():
             self._start_slow(lane, slow)
+        if self._held_up:
+            self._throttle()
 
-    def _count(self, fates: Counter[tuple[Fate, str]]) -> None:
-        group = self.subscription.group
-        for (fate, event_type), count in fates.items():
-            match fate:
-                case Fate.DUPLICATE:
-                    metrics.DUPLICATES.labels(group).inc(count)
-                case Fate.CONFLICT:
-                    metrics.CONFLICTS.labels(group).inc(count)
-                case Fate.UNDECODABLE:
-                    metrics.UNDECODABLE.labels(group).inc(count)
-                case Fate.PROCESSED | Fate.REDELIVERED | Fate.FORGOTTEN:
-                    kind = metrics.bounded_type(event_type)
-                    metrics.EVENTS_PROCESSED.labels(group, kind, fate.name.lower()).inc(count)
+    def _take_off(self, lane: Lane[E], settled: Sequence[Settled[E]]) -> None:
+        """Take what is settled off its lane, and remember it."""
+        front = lane.front
+        for one in settled:
+            assert front[0] is one.record
+            front.popleft()
+            if one.fate is not Fate.UNDECODABLE:
+                self._recent.add(one.record.inbox_id)
+            if one.lane is not None:
+                lane.emitting += 1
+                if one.record.row is not None:
+                    lane.emitted_rows.append(one.record.row)
+        lane.handled = None
+        if lane.emitting:
+            self._lanes.settling(lane)
+        if self._control.interrupted:
+            for one in settled:
+                self._control.handled(letter_id(one.record.position))
 
     def _stop(self, lane: Lane[E], error: Exception) -> None:
         """Its first record cannot be applied: nothing of this patient moves, and the offset stays below it."""
         self._lanes.stop(lane)
-        record = lane.records[0]
-        metrics.STOPPED_PATIENTS.labels(self.subscription.group).inc()
+        record = lane.front[0]
+        self._count_stopped()
         log.error(
             "patient-stopped",
             group=self.subscription.group,
             organization=lane.key[1],
-            patient=patient_hash(lane.key[1], lane.key[2].decode(errors="replace")),
-            event_id=str(record.event.event_id) if record.event else None,
-            source=_place(record),
+            patient=patient_hash(lane.key[1], lane.key[2].decode(errors="backslashreplace")),
+            source=letter_id(record.position),
             # The message of an exception may quote the event; where it was raised does not.
             error=type(error).__name__,
-            raised_at=_raised_at(error),
         )
 
     # --- slow handlers ------------------------------------------------------------------------------------------
@@ -313,25 +332,52 @@ class OrderedConsumer(ConsumerRebalanceListener, Generic[E]):  # type: ignore[mi
         task.add_done_callback(lambda ended: self._slow.pop(ended, None))
 
     async def _handle_slowly(self, lane: Lane[E], slow: Slow[E]) -> None:
-        started = perf_counter()
         try:
-            result = await slow.answer
-        except PauseConsumption:
-            await asyncio.sleep(self._limits.store_retry.total_seconds())
-        except Exception as error:
-            lane.handled = Handled(slow.record, slow.seen, error, slow.started, 0.0)
-        else:
-            duration_ms = (perf_counter() - started) * 1000
-            lane.handled = Handled(slow.record, slow.seen, result, slow.started, duration_ms)
+            if self._control.interrupted.get(letter_id(slow.record.position)):
+                async with self._alone:
+                    await self._run_slowly(lane, slow)
+            else:
+                await self._run_slowly(lane, slow)
+        finally:
+            slow.close()
         self._lanes.release(lane)
         self._wake.set()
+
+    async def _run_slowly(self, lane: Lane[E], slow: Slow[E]) -> None:
+        started = perf_counter()
+        position, deadline = slow.record.position, self.subscription.handler_deadline.total_seconds()
+        slot = self._recorder.hold(position.partition, position.offset)
+        result: Change | Exception
+        try:
+            async with asyncio.timeout(deadline) as patience:
+                result = await slow.answer
+        except PauseConsumption:
+            await asyncio.sleep(self._limits.store_retry.total_seconds())
+            return
+        except TimeoutError as error:
+            expired = patience.expired()
+            result = HandlerTimedOut(f"it had not ended after {deadline:g} s") if expired else error
+        except Exception as error:
+            result = error
+        finally:
+            self._recorder.release(slot)
+        duration_ms = (perf_counter() - started) * 1000
+        lane.handled = Handled(slow.record, slow.seen, result, slow.started, duration_ms)
 
     # --- offsets ------------------------------------------------------------------------------------------------
 
     def _published(self, settled: Sequence[Settled[E]]) -> None:
         for one in settled:
-            self._offsets.done(one.record.position.partition, one.record.position.offset)
-            self._in_flight_bytes -= len(one.record.value or b"")
+            record = one.record
+            if record.live:
+                self._offsets.done(record.position.partition, record.position.offset)
+                self._in_flight_bytes -= len(record.value or b"")
+            if one.letter is not None:
+                self._parking.letter_published(one.letter, record, blocking=one.fate is Fate.DEAD_LETTERED)
+            if one.lane is not None:
+                one.lane.emitting -= 1
+                if not one.lane.emitting:
+                    self._parking.emitted(one.lane)
         self._throttle()
 
     async def committed(self, partition: int) -> int | None:
@@ -346,10 +392,54 @@ class OrderedConsumer(ConsumerRebalanceListener, Generic[E]):  # type: ignore[mi
             await asyncio.sleep(self._limits.commit_interval.total_seconds())
             await self._offsets.commit()
 
+    # --- parked patients and the stop -----------------------------------------------------------------------------
+
+    async def _look_regularly(self) -> None:
+        """Begin what is due, and learn from the store what was asked for, what is stopped and how much is parked."""
+        look, count = self._limits.look_interval.total_seconds(), self._limits.count_interval.total_seconds()
+        looked = counted = -count
+        while True:
+            self._parking_wake.clear()
+            try:
+                if monotonic() - looked >= look or self._control.unsaved:
+                    await self._look()
+                    looked = monotonic()
+                if monotonic() - counted >= count:
+                    await self._control.sync_interrupted()
+                    self._parked = await self._parking.count()
+                    counted = monotonic()
+                if self._control.stopped is None and not self._draining:
+                    await self._parking.begin()
+            except PauseConsumption:
+                await asyncio.sleep(self._limits.store_retry.total_seconds())
+            self._throttle()
+            self._wake.set()
+            await self._until_next_look(look)
+
+    async def _look(self) -> None:
+        first = not self._control.ready
+        if first:
+            await self._control.sync_interrupted()
+        await self._control.sync()
+        await self._parking.look()
+
+    async def _until_next_look(self, seconds: float) -> None:
+        due = self._parking.next_due()
+        if due is not None:
+            seconds = min(seconds, max(0.01, (due - datetime.now(UTC)).total_seconds()))
+        try:
+            async with asyncio.timeout(seconds):
+                await self._parking_wake.wait()
+        except TimeoutError:
+            pass
+
     # --- rebalance and shutdown ---------------------------------------------------------------------------------
 
     async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
-        self._offsets.own(partition.partition for partition in assigned)
+        partitions = [partition.partition for partition in assigned]
+        self._offsets.own(partitions)
+        self._parking.assigned(partitions)
+        self._parking_wake.set()
         self._paused = False
         self._throttle()
 
@@ -357,6 +447,7 @@ class OrderedConsumer(ConsumerRebalanceListener, Generic[E]):  # type: ignore[mi
         """Finish what is in a transaction, drop what is not begun, commit: the new owner starts after this."""
         gone = {partition.partition for partition in revoked}
         lanes = set(self._lanes.revoke(gone))
+        self._parking.revoked(gone)
         for task, lane in list(self._slow.items()):
             if lane in lanes:
                 task.cancel()
@@ -380,6 +471,7 @@ class OrderedConsumer(ConsumerRebalanceListener, Generic[E]):  # type: ignore[mi
         try:
             async with asyncio.timeout(max(0.0, deadline - monotonic())):
                 await self._emitter.idle()
+                await self._parking.idle()
         except TimeoutError:
             log.warning("handing-over-unfinished", group=self.subscription.group)
 
@@ -395,18 +487,8 @@ class OrderedConsumer(ConsumerRebalanceListener, Generic[E]):  # type: ignore[mi
             store_away=self._store_away,
             broker_away=self._emitter.broker_away,
             paused=self._paused,
+            stopped=self._control.stopped,
+            parked_full=self._parked_full,
+            parked_patients=self._parked[0],
+            parked_events=self._parked[1],
         )
-
-
-def _place(record: Record[Any]) -> str:
-    position = record.position
-    return f"{position.topic}/{position.partition}/{position.offset}"
-
-
-def _raised_at(error: Exception) -> str | None:
-    trace = error.__traceback__
-    if trace is None:
-        return None
-    while trace.tb_next is not None:
-        trace = trace.tb_next
-    return f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"

@@ -98,7 +98,11 @@ async def _started(broker: KafkaBroker) -> bool:
 
 
 def consumer_check(consumer: OrderedConsumer[Any]) -> Check:
-    """For `/health`: healthy while records can flow; a stopped patient needs a person and shows too."""
+    """For `/health`: healthy while records can flow.
+
+    Parked patients are no reason to be unhealthy, since everybody else flows; one that cannot be parked is, and so is
+    a consumer that stopped itself.
+    """
 
     async def check() -> None:
         status = consumer.status()
@@ -106,6 +110,10 @@ def consumer_check(consumer: OrderedConsumer[Any]) -> Check:
             raise Unhealthy("waits for the store")
         if status.broker_away or not status.connected:
             raise Unhealthy("waits for the broker")
+        if status.stopped is not None:
+            raise Unhealthy(f"stopped: {status.stopped}; after the fix, `carebus consumers resume`")
+        if status.parked_full:
+            raise Unhealthy(f"too many events are parked: {status.parked_events}")
         if status.stopped_patients:
             raise Unhealthy(f"stopped patients: {status.stopped_patients}")
 

@@ -1,9 +1,10 @@
-"""The owner's store, as the runtime uses it: inbox rows, patient rows, conflicts; written in one transaction.
+"""The owner's store, as the runtime uses it: one transaction for all that a batch of events changes.
 
 An inbox row is `{_id: "organization/eventId", organizationId, eventId, patientId, source: {topic, partition,
 offset}, contentHash, messages: [{topic, key, value, headers}], processedAt, processingDurationMs}` and what the
-handler adds. A patient row is `{_id: "organization/patientId", organizationId, patientId, position: {topic,
-partition, offset}, parked, state}`.
+handler adds; that of a discarded event has no patientId, `discardedAt` and nothing else. A patient row is `{_id:
+"organization/patientId", organizationId, patientId, position: {topic, partition, offset}, parked: false | {head, next,
+tail, token}, state}` (see `rows`). What is parked and what is dead is read in `parked_store`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bson.errors import InvalidBSON, InvalidDocument
-from pymongo import AsyncMongoClient, InsertOne, ReplaceOne, UpdateOne
+from pymongo import AsyncMongoClient, DeleteOne, InsertOne, ReplaceOne, UpdateOne
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.asynchronous.database import AsyncDatabase
@@ -33,10 +34,21 @@ from pymongo.write_concern import WriteConcern
 
 from carebus_common.consumer.change import Position
 from carebus_common.consumer.errors import StoreAway
-from carebus_common.consumer.lanes import PatientRow
+from carebus_common.consumer.rows import Parked, ParkedPatient, PatientRow, source_document
 from carebus_common.messages import Message
 
-__all__ = ["BatchRefused", "InboxRow", "Moved", "PatientWrite", "Store", "Writes", "message_document"]
+__all__ = [
+    "BatchRefused",
+    "InboxRow",
+    "LetterUpdate",
+    "Moved",
+    "PatientWrite",
+    "Store",
+    "Writes",
+    "chunks",
+    "message_document",
+    "translated",
+]
 
 Document = dict[str, Any]
 
@@ -77,20 +89,34 @@ class PatientWrite:
     new: PatientRow
 
 
+@dataclass(frozen=True, slots=True)
+class LetterUpdate:
+    """Fields to set on a dead letter, if its status is still `expected`."""
+
+    letter_id: str
+    expected: str
+    fields: Document
+
+
 @dataclass(slots=True)
 class Writes:
-    """One transaction's worth."""
+    """One transaction's worth. `queued` and `dequeued` are rows of `parked_events`; `unparked` are row ids."""
 
     inbox: list[Document] = field(default_factory=list)
     patients: list[PatientWrite] = field(default_factory=list)
     dead_letters: list[Document] = field(default_factory=list)
+    letters: list[LetterUpdate] = field(default_factory=list)
+    queued: list[Document] = field(default_factory=list)
+    dequeued: list[str] = field(default_factory=list)
+    parked: list[ParkedPatient] = field(default_factory=list)
+    unparked: list[str] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        return bool(self.inbox or self.patients or self.dead_letters)
+        return bool(self.inbox or self.patients or self.dead_letters or self.letters)
 
 
 class Store:
-    """`inbox`, `patients` and `dead_letters` are collection names in `database`."""
+    """`inbox`, `patients` and the others are collection names in `database`."""
 
     def __init__(
         self,
@@ -99,21 +125,28 @@ class Store:
         inbox: str,
         patients: str,
         dead_letters: str = "dead_letters",
+        parked_patients: str = "parked_patients",
+        parked_events: str = "parked_events",
     ) -> None:
+        self.database = database
         self._client: AsyncMongoClient[Document] = database.client
         self._inbox: AsyncCollection[Document] = database[inbox]
         self._patients: AsyncCollection[Document] = database[patients]
-        self._dead_letters: AsyncCollection[Document] = database[dead_letters]
+        self.dead_letters: AsyncCollection[Document] = database[dead_letters]
+        self.parked_patients: AsyncCollection[Document] = database[parked_patients]
+        self.parked_events: AsyncCollection[Document] = database[parked_events]
 
     async def patient_rows(self, row_ids: Sequence[str]) -> dict[str, PatientRow]:
         """The rows that exist. Raises `StoreAway`."""
         found: dict[str, PatientRow] = {}
-        with _translated():
-            for chunk in _chunks(row_ids):
+        with translated():
+            for chunk in chunks(row_ids):
                 async for row in self._patients.find({"_id": {"$in": chunk}}):
-                    position = row.get("position")
+                    position, parked = row.get("position"), row.get("parked")
                     found[row["_id"]] = PatientRow(
-                        Position(**position) if position else None, bool(row.get("parked")), row.get("state")
+                        Position(**position) if position else None,
+                        Parked(**{**parked, "tail": Position(**parked["tail"])}) if parked else None,
+                        row.get("state"),
                     )
         return found
 
@@ -121,8 +154,8 @@ class Store:
         """What is known of these events; absent: they had no effect yet. Raises `StoreAway`."""
         found: dict[str, InboxRow] = {}
         fields = {"source": 1, "contentHash": 1, "messages": 1}
-        with _translated():
-            for chunk in _chunks(inbox_ids):
+        with translated():
+            for chunk in chunks(inbox_ids):
                 async for row in self._inbox.find({"_id": {"$in": chunk}}, fields):
                     found[row["_id"]] = InboxRow(
                         Position(**row["source"]),
@@ -137,7 +170,7 @@ class Store:
         Raises `Moved` (an event is already in the inbox, or a patient's row changed: nothing was written),
         `BatchRefused` (nothing was written), or `StoreAway` (a commit may have happened or not).
         """
-        with _translated():
+        with translated():
             async with (
                 self._client.start_session() as session,
                 await session.start_transaction(
@@ -148,14 +181,33 @@ class Store:
                     await self._inbox.insert_many(writes.inbox, ordered=False, session=session)
                 if writes.patients:
                     await self._write_patients(writes.patients, session)
-                if writes.dead_letters:
-                    await self._dead_letters.bulk_write(
+                if writes.dead_letters or writes.letters:
+                    await self._write_letters(writes, session)
+                if writes.queued:
+                    await self.parked_events.insert_many(writes.queued, ordered=False, session=session)
+                if writes.dequeued:
+                    deletes = [DeleteOne({"_id": row_id}) for row_id in writes.dequeued]
+                    await self.parked_events.bulk_write(deletes, ordered=False, session=session)
+                if writes.parked or writes.unparked:
+                    await self.parked_patients.bulk_write(
                         [
-                            UpdateOne({"_id": row["_id"]}, {"$setOnInsert": row}, upsert=True)
-                            for row in writes.dead_letters
+                            *(ReplaceOne({"_id": p.row_id}, p.document(), upsert=True) for p in writes.parked),
+                            *(DeleteOne({"_id": row_id}) for row_id in writes.unparked),
                         ],
+                        ordered=False,
                         session=session,
                     )
+
+    async def _write_letters(self, writes: Writes, session: AsyncClientSession) -> None:
+        operations = [
+            # One that is there already was made of this very record, which was delivered again.
+            *(UpdateOne({"_id": row["_id"]}, {"$setOnInsert": row}, upsert=True) for row in writes.dead_letters),
+            *(
+                UpdateOne({"_id": update.letter_id, "status": update.expected}, {"$set": update.fields})
+                for update in writes.letters
+            ),
+        ]
+        await self.dead_letters.bulk_write(operations, ordered=False, session=session)
 
     async def _write_patients(self, patients: list[PatientWrite], session: AsyncClientSession) -> None:
         operations: list[InsertOne[Document] | ReplaceOne[Document]] = []
@@ -165,14 +217,17 @@ class Store:
                 "organizationId": write.organization_id,
                 "patientId": write.patient_id,
                 "position": _position_document(write.new.position),
-                "parked": write.new.parked,
+                "parked": _parked_document(write.new.parked),
                 "state": write.new.state,
             }
-            if write.read.position is None:
+            if not write.read.exists:
                 operations.append(InsertOne(row))
                 continue
-            position = _position_document(write.read.position)
-            as_read = {"_id": write.row_id, "position": position, "parked": write.read.parked}
+            as_read = {
+                "_id": write.row_id,
+                "position": _position_document(write.read.position),
+                "parked": _parked_document(write.read.parked),
+            }
             operations.append(ReplaceOne(as_read, row))
         expected = sum(isinstance(operation, ReplaceOne) for operation in operations)
         result = await self._patients.bulk_write(operations, ordered=False, session=session)
@@ -200,17 +255,22 @@ def message_document(message: Message) -> Document:
 
 
 def _position_document(position: Position | None) -> Document | None:
-    if position is None:
-        return None
-    return {"topic": position.topic, "partition": position.partition, "offset": position.offset}
+    return None if position is None else source_document(position)
 
 
-def _chunks(ids: Sequence[str]) -> Iterable[list[str]]:
+def _parked_document(parked: Parked | None) -> Document | bool:
+    if parked is None:
+        return False
+    tail = source_document(parked.tail)
+    return {"head": parked.head, "next": parked.next, "tail": tail, "token": parked.token}
+
+
+def chunks(ids: Sequence[str]) -> Iterable[list[str]]:
     return (list(ids[i : i + _LOOKUP_CHUNK]) for i in range(0, len(ids), _LOOKUP_CHUNK))
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
+def translated() -> Iterator[None]:
     """Sort the driver's errors by what the runtime does next."""
     try:
         yield
