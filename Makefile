@@ -25,7 +25,7 @@ WITH_DOTS := sh -c 'while sleep 1; do printf . >&2; done & dots=$$!; "$$@" >.too
 RUN_READY := .venv/.ready-to-run
 DEV_READY := .venv/.ready-to-develop
 
-.PHONY: help run test lint types docs format clean
+.PHONY: help run test chaos lint types docs format clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r target text; do \
@@ -37,6 +37,10 @@ run: $(RUN_READY) ## Start everything and stream a sample day; stays up until Ct
 
 test: $(DEV_READY) ## Run all tests on real parts; ARGS="-k name" for some.
 	@.venv/bin/pytest $(ARGS)
+
+chaos: $(DEV_READY) ## Prove the promise while things break: SCALE=0.1 ONLY=1,6 SEED=42 PLANTED=1, see tests/chaos.
+	@.venv/bin/python -m tests.chaos $(if $(SCALE),--scale $(SCALE)) $(if $(ONLY),--only $(ONLY)) \
+		$(if $(SEED),--seed $(SEED)) $(if $(PLANTED),--planted) $(ARGS)
 
 lint: $(DEV_READY) ## Check style and imports.
 	@.venv/bin/ruff check .

@@ -20,7 +20,7 @@ from carebus_local.system import System, running
 
 from .faults import Processes, struck
 from .ledger import Ledger
-from .oracle import Found, judge
+from .oracle import MINIMUM_ACCEPTED, Found, judge
 from .processor import fix
 from .proxy import Proxy
 from .reading import Reader, reading
@@ -30,10 +30,16 @@ __all__ = ["Chaos", "Experiment", "Failed", "Setup", "started"]
 
 ROOT = Path(__file__).resolve().parents[2]
 Say = Callable[[str], None]
+# What a sender may be answered; 502 and 504 while a service behind the gateway is killed.
+_ANSWERS = frozenset({"202", "207", "400", "502", "503", "504"})
 
 
 class Failed(AssertionError):
-    """An experiment did not pass."""
+    """An experiment did not pass; `kinds` are those of the oracle's violations, if it was the oracle that said so."""
+
+    def __init__(self, why: str, kinds: frozenset[str] = frozenset()) -> None:
+        super().__init__(why)
+        self.kinds = kinds
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +79,13 @@ class Chaos:
     session: Session
     kafka_proxy: Proxy | None = None
     store_proxy: Proxy | None = None
-    programs: dict[str, Program] = field(default_factory=dict)
+    senders: list[Sender] = field(default_factory=list)
 
     def begin(self, say: Say, rng: random.Random) -> None:
         """Make it the next experiment's: its own voice, chance and counts."""
         self.say, self.rng = say, rng
         self.processes = Processes(self.system, say)
+        self.senders = []
         self.session.statuses.clear()
         self.session.failures.clear()
 
@@ -90,7 +97,9 @@ class Chaos:
         """A sender of an organization of its own, with an empty ledger."""
         organization = organization or f"org-{self.rng.getrandbits(48):012x}"
         token = self.system.token(organization, ["event-sender"])
-        return Sender(self.session, organization, token, random.Random(self.rng.getrandbits(64)), Ledger())
+        sender = Sender(self.session, organization, token, random.Random(self.rng.getrandbits(64)), Ledger())
+        self.senders.append(sender)
+        return sender
 
     def fix(self, organization: str) -> None:
         """Solve the problem of an organization's failing events."""
@@ -107,22 +116,21 @@ class Chaos:
         return log_path(self.system.state_dir, name).read_text(errors="replace")
 
     async def drained(self, *, within: float) -> float:
+        """Wait until all is healthy, no group has lag and no patient waits for a retry; the seconds it took."""
         await self.processes.healthy(within=within)
         seconds = await self.reader.drained(within=within)
         self.say(f"drained in {seconds:.1f} s")
         return seconds
 
-    async def verdict(self, sender: Sender, *, minimum_accepted: float | None = None) -> Found:
+    async def verdict(self, sender: Sender, *, minimum_accepted: float = MINIMUM_ACCEPTED) -> Found:
         """Judge what came of the sender's events; raises Failed with the first violations."""
         found = await self.reader.found(sender.organization)
-        violations = judge(
-            sender.ledger, found, **({} if minimum_accepted is None else {"minimum_accepted": minimum_accepted})
-        )
+        violations = judge(sender.ledger, found, minimum_accepted=minimum_accepted)
         if violations:
-            kinds = sorted({violation.kind for violation in violations})
+            kinds = frozenset(violation.kind for violation in violations)
             shown = "\n".join(f"  {violation}" for violation in violations[:20])
-            raise Failed(f"{len(violations)} violations ({', '.join(kinds)}):\n{shown}")
-        odd = set(self.session.statuses) - {"202", "207", "400", "502", "503", "504"}
+            raise Failed(f"{len(violations)} violations ({', '.join(sorted(kinds))}):\n{shown}", kinds)
+        odd = set(self.session.statuses) - _ANSWERS
         expect(not odd, f"answers nobody should get: {odd}")
         return found
 

@@ -43,6 +43,7 @@ class Found:
     applied: Ids = field(default_factory=dict)  # inbox rows of the processor, in any order
     trails: Mapping[str, Trail] = field(default_factory=dict)
     emitted: Ids = field(default_factory=dict)  # the processed topic, in its order, with repetitions
+    differing: Ids = field(default_factory=dict)  # those of which the topic has messages that are not the same bytes
     parked: Ids = field(default_factory=dict)  # in the order of the queue; its head, once dead, is not among them
     dead_letters: Sequence[DeadLetter] = ()
     dlq: frozenset[str] | None = None  # ids of the dead letters on the DLQ topic
@@ -136,6 +137,8 @@ def _in_order(patient: str, sent: Sequence[Entry], found: Found, waiting: Ids) -
         yield Violation("emitted", patient, min(missing), f"{len(missing)} applied events are not on the topic")
     if extra := set(emitted) - set(applied):
         yield Violation("emitted", patient, min(extra), f"{len(extra)} events on the topic were not applied")
+    for event_id in found.differing.get(patient, ()):
+        yield Violation("emitted", patient, event_id, "was published again as something else")
     trail = found.trails.get(patient, Trail())
     distinct = len(set(applied))
     if trail.applied != distinct:

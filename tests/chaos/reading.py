@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
+from hashlib import blake2b
 from time import monotonic
 from typing import Any
 
@@ -27,6 +28,9 @@ __all__ = ["GROUPS", "Reader", "reading"]
 Document = dict[str, Any]
 # Each group and the topic it reads.
 GROUPS: Mapping[str, str] = {"carebus-processor": EVENTS.name, "carebus-claims": EVENTS_PROCESSED.name}
+
+
+_WHOSE = {"eventId": 1, "patientId": 1, "organizationId": 1}
 
 
 class _Processed(msgspec.Struct, rename="camel"):
@@ -88,49 +92,54 @@ class Reader:
 
     async def drained(self, *, within: float) -> float:
         """Wait until no group has lag and no patient waits for a retry; the seconds it took. Raises AssertionError."""
+        return await self._until(self._left, within)
+
+    async def caught_up(self, *, within: float) -> float:
+        """Wait until no group has lag."""
+        return await self._until(self._lagging, within)
+
+    async def _until(self, left: Callable[[], Awaitable[Mapping[str, Any]]], within: float) -> float:
         began = monotonic()
         while True:
-            left: Mapping[str, Any]
             try:
-                left = {group: lag for group, lag in (await self.lag()).items() if lag}
-                if not left:
-                    retrying = await self.processor["parked_patients"].count_documents(
-                        {"status": {"$ne": "dead-lettered"}}
-                    )
-                    asked = await self.processor["dead_letter_requests"].count_documents({})
-                    # What was retried meanwhile may have been emitted after the lag was read.
-                    if not retrying and not asked and not any((await self.lag()).values()):
-                        return monotonic() - began
-                    left = {"patients that wait for a retry": retrying, "requests": asked}
+                still = await left()
             except (KafkaError, PyMongoError, OSError) as error:
-                left = {"unreadable": type(error).__name__}
+                still = {"unreadable": type(error).__name__}
+            if not still:
+                return monotonic() - began
             if monotonic() - began > within:
-                raise AssertionError(f"not drained within {within:g} s: {dict(left)}")
+                raise AssertionError(f"not drained within {within:g} s: {dict(still)}")
             await asyncio.sleep(0.3)
+
+    async def _lagging(self) -> Mapping[str, Any]:
+        return {group: lag for group, lag in (await self.lag()).items() if lag}
+
+    async def _left(self) -> Mapping[str, Any]:
+        if lagging := await self._lagging():
+            return lagging
+        retrying = await self.processor["parked_patients"].count_documents({"status": {"$ne": "dead-lettered"}})
+        requests = await self.processor["dead_letter_requests"].count_documents({})
+        if retrying or requests:
+            return {"patients whose turn it is": retrying, "requests": requests}
+        # What was retried meanwhile may have been emitted after the lag was read.
+        return await self._lagging()
 
     async def found(self, organization: str, since: Mapping[TopicPartition, int] | None = None) -> Found:
         """Everything about one organization's events; topics from the offsets `since` on."""
         org = {"organizationId": organization}
-        rows = [
-            row
-            async for row in self.processor["processed_events"].find(
-                org, {"eventId": 1, "patientId": 1, "organizationId": 1}
-            )
-        ]
+        had_effect = {**org, "discardedAt": {"$exists": False}}
+        rows = [row async for row in self.processor["processed_events"].find(had_effect, _WHOSE)]
         states = self.processor["patients"].find(org, {f"state.{FIELD}": 1})
-        histories = [
-            row
-            async for row in self.claims["patient_histories"].find(
-                org, {"eventId": 1, "patientId": 1, "organizationId": 1, "source": 1}
-            )
-        ]
+        histories = [row async for row in self.claims["patient_histories"].find(org, {**_WHOSE, "source": 1})]
         histories.sort(key=lambda row: (row["source"]["partition"], row["source"]["offset"]))
         summaries = self.claims["patients"].find(org, {"state.eventTotal": 1})
         letters = [row async for row in self.processor["dead_letters"].find(org, {"value": 0})]
+        emitted, differing = await self._emitted(organization, since)
         return Found(
             applied=_by_patient(rows),
             trails={row["_id"]: Trail.from_state(row.get("state")) async for row in states if row.get("state")},
-            emitted=await self._emitted(organization, since),
+            emitted=emitted,
+            differing=differing,
             parked=await self._parked(organization, letters),
             dead_letters=[_letter(row) for row in letters],
             dlq=await self._dlq(organization),
@@ -145,12 +154,7 @@ class Reader:
             for letter in letters
             if letter["status"] == "open" and letter.get("blocking", False)
         }
-        rows = [
-            row
-            async for row in self.processor["parked_events"].find(
-                {"organizationId": organization}, {"eventId": 1, "patientId": 1, "organizationId": 1}
-            )
-        ]
+        rows = [row async for row in self.processor["parked_events"].find({"organizationId": organization}, _WHOSE)]
         rows.sort(key=lambda row: int(row["_id"].rpartition("#")[2]))
         heads: set[str] = set()
         waiting: list[Document] = []
@@ -161,13 +165,23 @@ class Reader:
                 waiting.append(row)
         return _by_patient(waiting)
 
-    async def _emitted(self, organization: str, since: Mapping[TopicPartition, int] | None) -> dict[str, list[str]]:
+    async def _emitted(
+        self, organization: str, since: Mapping[TopicPartition, int] | None
+    ) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+        """What was published, and of what not every message has the same bytes."""
         emitted: dict[str, list[str]] = {}
+        differing: dict[str, list[str]] = {}
+        digests: dict[str, bytes] = {}
         async for record in self.records(EVENTS_PROCESSED.name, since):
             event = _processed.decode(record.value)
-            if event.organization_id == organization:
-                emitted.setdefault(f"{organization}/{event.patient_id}", []).append(event.event_id)
-        return emitted
+            if event.organization_id != organization:
+                continue
+            patient = f"{organization}/{event.patient_id}"
+            emitted.setdefault(patient, []).append(event.event_id)
+            digest = blake2b(record.value, digest_size=8).digest()
+            if digests.setdefault(event.event_id, digest) != digest:
+                differing.setdefault(patient, []).append(event.event_id)
+        return emitted, differing
 
     async def _dlq(self, organization: str) -> frozenset[str]:
         """Ids of the organization's dead letters on the topic."""

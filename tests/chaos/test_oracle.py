@@ -90,6 +90,12 @@ def test_a_message_without_an_effect_is_seen() -> None:
     assert "emitted" in kinds(ledger(), replace(found, emitted={P: ["e1", "e2", "e3", "e4", "e5"]}))
 
 
+def test_a_message_repeated_as_something_else_is_seen() -> None:
+    """What is published again is what was committed; handling an event anew would make another message."""
+    found = replace(applied(1, 2, 3, 4, 5), emitted={P: ["e1", "e2", "e2", "e3", "e4", "e5"]}, differing={P: ["e2"]})
+    assert kinds(ledger(), found) == {"emitted"}
+
+
 def test_a_doubled_event_is_seen_in_the_inbox_and_in_the_state() -> None:
     found = applied(1, 2, 3, 4, 5)
     assert "twice" in kinds(ledger(), replace(found, applied={P: ["e1", "e2", "e2", "e3", "e4", "e5"]}))

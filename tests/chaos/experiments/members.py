@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Mapping
 from time import monotonic
 from typing import Any
@@ -80,31 +80,38 @@ async def joining_and_leaving(chaos: Chaos) -> Mapping[str, Any]:
     sending = asyncio.create_task(
         sender.send([f"p{n}" for n in range(120)], mixed(sender, each=10**9, failing=0), rate=200, batch=20, stop=stop)
     )
-    supervisor = chaos.system.supervisor
-    movable, gone = ["processor-2", "processor-3"], set[str]()
+    members = {name: asyncio.create_task(asyncio.sleep(0)) for name in ("processor", "processor-2", "processor-3")}
+    there, gone = deque(members), deque[str]()
     began = monotonic()
     try:
         for n in range(times):
-            name = movable[n % len(movable)] if n % 4 < 2 else movable[(n + 1) % len(movable)]
-            if name in gone:
-                await supervisor.start_again(name)
-                gone.discard(name)
-                chaos.say(f"{name} joins ({n + 1} of {times})")
-            else:
-                await supervisor.stop(name)
-                gone.add(name)
-                chaos.say(f"{name} leaves ({n + 1} of {times})")
+            # One leaves, another one leaves, the first one joins, and so on: one or two are away, never all.
+            join = n % 2 == 0 and n > 0
+            name = gone.popleft() if join else there.popleft()
+            (there if join else gone).append(name)
+            chaos.say(f"{name} {'joins' if join else 'leaves'} ({n + 1} of {times})")
+            members[name] = asyncio.create_task(_move(chaos, name, members[name], join=join))
             await asyncio.sleep(max(0.0, began + 3 * (n + 1) - monotonic()))
     finally:
         stop.set()
+        await asyncio.gather(*members.values())
         await sending
         for name in gone:
-            await supervisor.start_again(name)
+            await chaos.system.supervisor.start_again(name)
     await chaos.drained(within=60)
     await chaos.verdict(sender)
     idle = await longest_idle(chaos, sender.organization)
     expect(idle <= _IDLE_AT_MOST, f"a partition stood still for {idle:.1f} s")
     return {"events": len(sender.ledger), "joins and leaves": times, "longest idle seconds": round(idle, 1)}
+
+
+async def _move(chaos: Chaos, name: str, before: asyncio.Task[None], *, join: bool) -> None:
+    """Have it join or leave, once its last move is over."""
+    await before
+    if join:
+        await chaos.system.supervisor.start_again(name)
+    else:
+        await chaos.system.supervisor.stop(name)
 
 
 async def longest_idle(chaos: Chaos, organization: str) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from statistics import median
 from typing import Any
 
 from ..harness import Chaos, expect
@@ -11,6 +12,9 @@ from ..ledger import Entry
 from ..sender import Make, Sender
 
 __all__ = ["latencies", "one_patient_has_half", "p99", "parallel_copies"]
+
+# What else runs on the machine shows in single turns; their median is compared.
+_TURNS = 5
 
 
 async def parallel_copies(chaos: Chaos) -> Mapping[str, Any]:
@@ -30,21 +34,21 @@ async def parallel_copies(chaos: Chaos) -> Mapping[str, Any]:
 
 async def one_patient_has_half(chaos: Chaos) -> Mapping[str, Any]:
     """The same load, evenly spread and with half of it one patient's, in turns: the others' p99 at most doubles."""
-    rate, seconds = 300.0, chaos.scaled(60, 10)
+    rate, seconds = 300.0, chaos.scaled(30, 5)
     even, uneven = list[float](), list[float]()
-    for turn in range(2):
-        even += await _latencies_of(chaos, _some, rate=rate, seconds=seconds, note=f"even, turn {turn + 1}")
-        uneven += await _latencies_of(chaos, _half_is_one, rate=rate, seconds=seconds, note=f"uneven, turn {turn + 1}")
+    for turn in range(1, _TURNS + 1):
+        even.append(p99(await _latencies_of(chaos, _even, rate=rate, seconds=seconds)))
+        uneven.append(p99(await _latencies_of(chaos, _half_is_one, rate=rate, seconds=seconds)))
+        chaos.say(f"turn {turn} of {_TURNS}: p99 {even[-1] * 1000:.0f} ms, the others' {uneven[-1] * 1000:.0f} ms")
     figures = {
-        "p99 ms, evenly spread": round(p99(even) * 1000),
-        "p99 ms of the others, one has half": round(p99(uneven) * 1000),
-        "events of the others": len(uneven),
+        "p99 ms, evenly spread": round(median(even) * 1000),
+        "p99 ms of the others, one has half": round(median(uneven) * 1000),
     }
-    expect(p99(uneven) <= 2 * p99(even), f"the others' p99 more than doubles: {figures}")
+    expect(median(uneven) <= 2 * median(even), f"the others' p99 more than doubles: {figures}")
     return figures
 
 
-def _some(sender: Sender, count: int) -> tuple[list[str], Make]:
+def _even(sender: Sender, count: int) -> tuple[list[str], Make]:
     """100 patients with the same number of events."""
     patients = [f"p{n}" for n in range(100)]
 
@@ -63,7 +67,7 @@ def _half_is_one(sender: Sender, count: int) -> tuple[list[str], Make]:
     return patients, make
 
 
-async def _latencies_of(chaos: Chaos, load: Any, *, rate: float, seconds: int, note: str) -> list[float]:
+async def _latencies_of(chaos: Chaos, load: Any, *, rate: float, seconds: int) -> list[float]:
     """Send a load; how long each event but those of the busy patient took, from its receipt to claims."""
     sender = chaos.sender()
     count = int(rate * seconds)
@@ -75,8 +79,7 @@ async def _latencies_of(chaos: Chaos, load: Any, *, rate: float, seconds: int, n
     await chaos.drained(within=60)
     await chaos.verdict(sender)
     found = await latencies(chaos, sender.organization)
-    chaos.say(f"{note}: p99 {p99(others := [t for p, t in found if p != 'busy']) * 1000:.0f} ms")
-    return others
+    return [seconds for patient, seconds in found if patient != "busy"]
 
 
 async def flood(sender: Sender, patient: str, count: int, *, rate: float) -> None:
