@@ -4,6 +4,7 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import quote, urlencode
+from uuid import uuid4
 
 import pytest
 
@@ -229,3 +230,28 @@ async def test_many_readers_at_once_get_their_own_tenants_events(world: Any, eve
 
     for organization, answer in zip(organizations * 5, answers, strict=True):
         assert [row["data"]["of"] for row in answer.json()["data"]] == [organization] * 3
+
+
+async def test_a_discarded_event_is_no_history(world: Any, events: Any) -> None:
+    event = events()
+    await world.apply([event])
+    before = (await world.get("/patients/patient-1/history")).json()
+    event_id = uuid4()
+    await world.database["patient_histories"].insert_one(
+        {
+            "_id": f"org-a/{event_id}",
+            "organizationId": "org-a",
+            "eventId": str(event_id),
+            "source": {"topic": "topic", "partition": 0, "offset": 9},
+            "contentHash": b"hash",
+            "messages": [],
+            "discardedAt": event.ts,
+            "processedAt": event.ts,
+        }
+    )
+
+    for roles in (["admin"], ["event-sender"], ["patient"]):
+        assert (await world.get(f"/events/{event_id}", roles=roles)).status_code == 404
+    assert (await world.get("/patients/patient-1/history")).json() == before
+    assert (await world.get("/patients/patient-1")).json()["data"]["eventTotal"] == 1
+    assert (await world.get("/patients/None/history")).status_code == 404

@@ -6,6 +6,7 @@ it gets requests.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -138,10 +139,27 @@ class DeadLetters:
         `patients` are those with an open one; the largest come first.
         """
         matching = scope.only({**selection.query(), **selection.within.query()})
+        by_status, patients = await asyncio.gather(self._by_status(matching), self._patients(matching))
         groups: dict[str, Document] = {}
-        # Texts as keys of groups: the embedded store is quicker with them than with documents.
-        by_status: list[Document] = [
-            {"$match": matching},
+        for row in by_status:
+            fingerprint, _, status = row["_id"].rpartition("/")
+            group = groups.setdefault(fingerprint, {**row, "fingerprint": fingerprint, "counts": {}})
+            group["counts"][status] = row["count"]
+            group["first"] = min(group["first"], row["first"])
+            group["last"] = max(group["last"], row["last"])
+        for fingerprint, group in groups.items():
+            group["patients"] = patients.get(fingerprint, 0)
+            latest = {**matching, "failure.fingerprint": fingerprint, "createdAt": group["last"]}
+            group["example"] = await self._letters.find_one(latest, _PAYLOAD)
+        # One that was purged meanwhile has no example any more.
+        rows = [group for group in groups.values() if group["example"] is not None]
+        return sorted(rows, key=lambda group: (-group["counts"].get("open", 0), group["fingerprint"]))
+
+    async def _by_status(self, matching: Document) -> list[Document]:
+        """`{_id: "fingerprint/status", count, first, last}`."""
+        # Texts as keys, and no stage without need: the embedded store is slow with either.
+        pipeline: list[Document] = [
+            *([{"$match": matching}] if matching else []),
             {
                 "$group": {
                     "_id": {"$concat": ["$failure.fingerprint", "/", "$status"]},
@@ -151,41 +169,20 @@ class DeadLetters:
                 }
             },
         ]
-        async for row in await self._letters.aggregate(by_status):
-            if row["_id"] is None:
-                continue
-            fingerprint, _, status = row["_id"].rpartition("/")
-            empty = {
-                "fingerprint": fingerprint,
-                "counts": {},
-                "patients": 0,
-                "first": row["first"],
-                "last": row["last"],
-            }
-            group = groups.setdefault(fingerprint, empty)
-            group["counts"][status] = row["count"]
-            group["first"] = min(group["first"], row["first"])
-            group["last"] = max(group["last"], row["last"])
-        for fingerprint, patients in (await self._patients(matching)).items():
-            if fingerprint in groups:
-                groups[fingerprint]["patients"] = patients
-        for fingerprint, group in groups.items():
-            latest = {**matching, "failure.fingerprint": fingerprint, "createdAt": group["last"]}
-            group["example"] = await self._letters.find_one(latest, _PAYLOAD)
-        # One that was purged meanwhile has no example any more.
-        rows = [group for group in groups.values() if group["example"] is not None]
-        return sorted(rows, key=lambda group: (-group["counts"].get("open", 0), group["fingerprint"]))
+        return [row async for row in await self._letters.aggregate(pipeline) if row["_id"] is not None]
 
     async def _patients(self, matching: Document) -> dict[str, int]:
         """Distinct patients with an open one, by fingerprint."""
         pipeline: list[Document] = [
-            {"$match": {**matching, "status": "open", "patient": {"$gt": ""}}},
+            {"$match": {**matching, "status": "open"}},
             {
                 "$group": {
+                    # Null without a patient.
                     "_id": {"$concat": ["$failure.fingerprint", "/", "$patient"]},
                     "fingerprint": {"$first": "$failure.fingerprint"},
                 }
             },
+            {"$match": {"_id": {"$ne": None}}},
             {"$group": {"_id": "$fingerprint", "patients": {"$sum": 1}}},
         ]
         return {row["_id"]: row["patients"] async for row in await self._letters.aggregate(pipeline)}
