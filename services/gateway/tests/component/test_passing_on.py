@@ -22,6 +22,11 @@ EVENT_ID = "0190b5c2-0000-7000-8000-000000000000"
         ("GET", "/patients/%0D%0Aset-cookie:x/history", "claims"),
         ("GET", "/patients/p/../q//r", "claims"),
         ("GET", "/patients/p?patientId[$ne]=x", "claims"),
+        ("GET", "/ops/processor/dead-letters/medical.events.v1-3-7~1", "processor"),
+        ("POST", "/ops/processor/dead-letters/redrive", "processor"),
+        ("GET", "/ops/claims/topics/claims.dlq.v1/tail?limit=5&cursor=x_-", "claims"),
+        ("POST", "/ops/claims/consumer/resume", "claims"),
+        ("POST", "/ops/claims/../processor/consumer/resume", "claims"),
     ],
 )
 async def test_a_request_reaches_its_upstream_as_it_was_sent(
@@ -40,7 +45,19 @@ async def test_a_request_reaches_its_upstream_as_it_was_sent(
 
 @pytest.mark.parametrize(
     "target",
-    ["/", "/event", "/events/", f"/events/{EVENT_ID}/x", "/patients", "/patients/", "/metrics", "/docs", "/ops"],
+    [
+        "/",
+        "/event",
+        "/events/",
+        f"/events/{EVENT_ID}/x",
+        "/patients",
+        "/patients/",
+        "/metrics",
+        "/docs",
+        "/ops",
+        "/ops/processor",
+        "/ops/ingest/consumer",
+    ],
 )
 async def test_what_is_not_in_the_table_is_not_found(front: Any, target: str) -> None:
     answer = await front.get(target)
@@ -57,6 +74,7 @@ async def test_what_is_not_in_the_table_is_not_found(front: Any, target: str) ->
         ("DELETE", f"/events/{EVENT_ID}", "GET, HEAD"),
         ("PATCH", "/patients/p", "GET, HEAD"),
         ("POST", "/health", "GET, HEAD"),
+        ("DELETE", "/ops/claims/audit", "GET, HEAD, POST"),
     ],
 )
 async def test_another_method_is_told_which_there_are(front: Any, method: str, target: str, allowed: str) -> None:

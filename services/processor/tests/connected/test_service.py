@@ -154,6 +154,20 @@ async def test_another_organization_or_role_does_not_learn_of_an_event(service: 
         assert (await http.get(f"{service.url}{path}")).status_code == 401
 
 
+async def test_operators_see_the_consumer_that_runs_here(service: Service) -> None:
+    await _healthy(service)
+    event, _ = await service.send()
+    await service.status_becomes(f"/events/{event.event_id}", "processed")
+
+    answer = await service.get("/ops/processor/consumer", roles=("operator",), org="carebus")
+
+    view = answer.json()["data"]
+    assert (view["group"], view["topic"], view["paused"]) == (service.organization_id, EVENTS.name, None)
+    assert len(view["partitions"]) == len(view["thisReplica"]["partitions"]) == EVENTS.partitions
+    assert (await service.get("/ops/processor/consumer", roles=("operator",))).status_code == 403
+    assert (await service.get("/ops/processor/dead-letters", roles=("operator",))).json()["data"] == []
+
+
 @pytest.mark.parametrize(
     "query", ["partition=-1", "offset=1e9", "partition[$ne]=1", "partition=1&partition=2", "sort=$where", "offset=x"]
 )
