@@ -30,11 +30,12 @@ import carebus_processor.subscribers
 from carebus_claims.operations import claims_operations
 from carebus_claims.repository import HistoryRepository
 from carebus_common import metrics
-from carebus_common.consumer import Status
+from carebus_common.consumer import Status, Subscription
+from carebus_common.consumer.letters import DLQ_HEADERS
 from carebus_common.contracts.event import SCHEMA_VERSION, MedicalEvent
 from carebus_common.contracts.event_types import DATA_SCHEMAS
 from carebus_common.contracts.processed import ProcessedEvent
-from carebus_common.contracts.topics import EVENTS, EVENTS_PROCESSED, TOPICS, TopicDefinition
+from carebus_common.contracts.topics import CLAIMS_DLQ, EVENTS, EVENTS_DLQ, EVENTS_PROCESSED, TOPICS, TopicDefinition
 from carebus_common.http.app import openapi
 from carebus_processor.operations import processor_operations
 from carebus_processor.status import EventStatus
@@ -44,6 +45,24 @@ ROOT = Path(__file__).parents[1]
 # What is on each topic today, and who puts it there; who takes it is asked of the services themselves.
 MESSAGES: dict[str, type[BaseModel]] = {EVENTS.name: MedicalEvent, EVENTS_PROCESSED.name: ProcessedEvent}
 SENDERS = {"ingest": EVENTS.name, "processor": EVENTS_PROCESSED.name}
+# A dead letter is a record of the topic it was read from, byte for byte, with headers of its own.
+DEAD_LETTERS = {EVENTS_DLQ.name: EVENTS.name, CLAIMS_DLQ.name: EVENTS_PROCESSED.name}
+
+DEAD_LETTER_HEADERS: dict[str, str] = {
+    "dlq.id": "The dead letter's id, for `carebus dlq show`; a repeated record has the same one.",
+    "dlq.topic": "Where the record was read.",
+    "dlq.partition": "Its partition there.",
+    "dlq.offset": "Its offset there.",
+    "dlq.timestamp": "Its timestamp there, milliseconds since 1970.",
+    "dlq.group": "The consumer group that could not apply it.",
+    "dlq.reason": "permanent, retries-exhausted, undecodable, conflict or crashed.",
+    "dlq.error-class": "The class of the error.",
+    "dlq.error-message": "What it says, without what the event says; at most 300 characters.",
+    "dlq.attempts": "How often it was tried.",
+    "dlq.first-failed-at": "ISO 8601.",
+    "dlq.last-failed-at": "ISO 8601.",
+    "dlq.fingerprint": "The same for failures of one cause.",
+}
 
 HEADERS: dict[str, str] = {
     "ce_specversion": "CloudEvents version, 1.0.",
@@ -89,7 +108,10 @@ def asyncapi() -> str:
         "channels": {topic.name: channel(topic) for topic in TOPICS},
         "operations": operations(),
         "components": {
-            "messages": {model.__name__: message(model) for model in MESSAGES.values()},
+            "messages": {
+                **{model.__name__: message(model) for model in MESSAGES.values()},
+                "DeadLetter": dead_letter(),
+            },
             "schemas": schemas["$defs"],
         },
     }
@@ -97,14 +119,12 @@ def asyncapi() -> str:
 
 
 def channel(topic: TopicDefinition) -> dict[str, Any]:
-    model = MESSAGES.get(topic.name)
     configured: dict[str, Any] = {name: int(value) for name, value in configuration(topic).items() if value.isdigit()}
     configured["cleanup.policy"] = topic.settings.get("cleanup.policy", "delete").split(",")
-    carried = {model.__name__: {"$ref": f"#/components/messages/{model.__name__}"}} if model else {}
     return {
         "address": topic.name,
-        "description": (model.__doc__ or "").strip() if model else "Reserved: nothing is published here yet.",
-        "messages": carried,
+        "description": description_of(topic),
+        "messages": {name: {"$ref": f"#/components/messages/{name}"} for name in messages_on(topic.name)},
         "bindings": {
             "kafka": {
                 "topic": topic.name,
@@ -116,27 +136,64 @@ def channel(topic: TopicDefinition) -> dict[str, Any]:
     }
 
 
+def messages_on(topic: str) -> list[str]:
+    if topic in DEAD_LETTERS:
+        return ["DeadLetter"]
+    return [MESSAGES[topic].__name__] if topic in MESSAGES else []
+
+
+def description_of(topic: TopicDefinition) -> str:
+    if topic.name in DEAD_LETTERS:
+        return f"Records of {DEAD_LETTERS[topic.name]} that could not be applied, to be read by people and tools."
+    model = MESSAGES.get(topic.name)
+    return (model.__doc__ or "").strip() if model else "Reserved: nothing is published here yet."
+
+
 def operations() -> dict[str, Any]:
     sends = {f"{service}.send": operation("send", topic) for service, topic in SENDERS.items()}
+    buries = {
+        f"{service}.dead-letter": operation("send", what.dead_letter_topic)
+        for service, what in subscriptions()
+        if what.dead_letter_topic is not None
+    }
     receives = {
         f"{service}.receive": {
-            **operation("receive", topic),
-            "bindings": {"kafka": {"groupId": {"type": "string", "enum": [group]}, "bindingVersion": "0.5.0"}},
+            **operation("receive", what.topic),
+            "description": "In each patient's order; a patient whose event fails is parked, everybody else flows.",
+            "bindings": {"kafka": {"groupId": {"type": "string", "enum": [what.group]}, "bindingVersion": "0.5.0"}},
+            "x-failures": failures(what),
         }
-        for service, topic, group in subscriptions()
+        for service, what in subscriptions()
     }
-    return dict(sorted((sends | receives).items()))
+    return dict(sorted((sends | buries | receives).items()))
 
 
-def subscriptions() -> list[tuple[str, str, str]]:
-    """Service, topic and consumer group of every subscriber, with default settings."""
+def failures(what: Subscription[Any]) -> dict[str, Any]:
+    """What becomes of an event that fails: durations in seconds."""
+    retry, limits = what.retry, what.failure_limits
+    return {
+        "retries": retry.retries,
+        "firstRetryAfter": retry.base.total_seconds(),
+        "factor": retry.factor,
+        "longestWait": retry.longest.total_seconds(),
+        "jitter": retry.jitter,
+        "deadline": retry.deadline.total_seconds(),
+        "handlerDeadline": what.handler_deadline.total_seconds(),
+        "crashLimit": what.crash_limit,
+        "deadLetterTopic": what.dead_letter_topic,
+        "stopsAtShareOfFailures": limits.share,
+        "ofTheLast": limits.window,
+        "stopsAtConsecutiveFailures": limits.consecutive,
+    }
+
+
+def subscriptions() -> list[tuple[str, Subscription[Any]]]:
+    """Every subscription, by its service, with default settings."""
     claims = carebus_claims.settings.Settings(jwks="-")
     processor = carebus_processor.settings.Settings(jwks="-")
-    to_claims = carebus_claims.subscribers.subscription(claims.claims_group, claims.claims_topic)
-    to_processor = carebus_processor.subscribers.subscription(processor.consumer_group)
     return [
-        ("claims", to_claims.topic, to_claims.group),
-        ("processor", to_processor.topic, to_processor.group),
+        ("claims", carebus_claims.subscribers.subscription(claims)),
+        ("processor", carebus_processor.subscribers.subscription(processor)),
     ]
 
 
@@ -145,7 +202,30 @@ def operation(action: str, topic: str) -> dict[str, Any]:
     return {
         "action": action,
         "channel": {"$ref": f"#/channels/{topic}"},
-        "messages": [{"$ref": f"#/channels/{topic}/messages/{MESSAGES[topic].__name__}"}],
+        "messages": [{"$ref": f"#/channels/{topic}/messages/{name}"} for name in messages_on(topic)],
+    }
+
+
+def dead_letter() -> dict[str, Any]:
+    if set(DEAD_LETTER_HEADERS) != set(DLQ_HEADERS):
+        raise ValueError("the headers of a dead letter have changed")
+    described = HEADERS | DEAD_LETTER_HEADERS
+    return {
+        "name": "DeadLetter",
+        "summary": "The record as it came, key, value and headers byte for byte, and what happened to it.",
+        "contentType": "application/octet-stream",
+        "headers": {
+            "type": "object",
+            "properties": {name: {"type": "string", "description": text} for name, text in described.items()},
+            "required": list(DLQ_HEADERS),
+        },
+        "payload": {"type": "string", "contentEncoding": "binary", "description": "The record's value as it came."},
+        "bindings": {
+            "kafka": {
+                "key": {"type": "string", "description": "The record's own key, if it had one."},
+                "bindingVersion": "0.5.0",
+            }
+        },
     }
 
 

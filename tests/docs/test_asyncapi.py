@@ -12,17 +12,23 @@ import jsonschema
 import msgspec
 import pytest
 import yaml
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from faststream.kafka import KafkaBroker
 from faststream.specification.asyncapi.v3_0_0.schema import ApplicationSchema
 from pymongo import AsyncMongoClient
 
+import carebus_claims.settings
 import carebus_claims.subscribers
+import carebus_processor.settings
 import carebus_processor.subscribers
 from carebus_common.consumer import Delivery, OrderedConsumer, Position, Store
 from carebus_common.contracts.event import MedicalEvent, encode
 from carebus_common.contracts.topics import EVENTS, EVENTS_PROCESSED, TOPICS
 from carebus_common.messages import Receipt
 from carebus_ingest.accept import Sender, accept_event
+from carebus_local import topics
+from carebus_local.parts import StackUrls
 from carebus_processor.handlers import handle_event
 
 DOCUMENT: dict[str, Any] = yaml.safe_load((Path(__file__).parents[2] / "docs/asyncapi.yaml").read_text())
@@ -113,9 +119,11 @@ class Nowhere:
 def test_subscribers_listen_where_the_document_says() -> None:
     store = Store(AsyncMongoClient("mongodb://nowhere.invalid", connect=False)["docs"], inbox="i", patients="p")
     broker = KafkaBroker("nowhere.invalid:9092")
-    processor = OrderedConsumer(carebus_processor.subscribers.subscription("carebus-processor"), store, Nowhere())
+    processor = OrderedConsumer(
+        carebus_processor.subscribers.subscription(carebus_processor.settings.Settings(jwks="-")), store, Nowhere()
+    )
     carebus_processor.subscribers.subscribe(broker, processor)
-    claims = carebus_claims.subscribers.subscription("carebus-claims", EVENTS_PROCESSED.name)
+    claims = carebus_claims.subscribers.subscription(carebus_claims.settings.Settings(jwks="-"))
     carebus_claims.subscribers.subscribe(broker, OrderedConsumer(claims, store, Nowhere()))
     listening = {
         (tuple(topic.name for topic in subscriber.topics), subscriber.group_id)  # type: ignore[attr-defined]
@@ -130,3 +138,31 @@ def test_subscribers_listen_where_the_document_says() -> None:
         if operation["action"] == "receive"
     }
     assert listening == documented
+
+
+async def test_the_broker_has_the_topics_of_the_document(stack: StackUrls) -> None:
+    await topics.apply(stack.kafka_bootstrap)
+    admin = AIOKafkaAdminClient(bootstrap_servers=stack.kafka_bootstrap)
+    await admin.start()
+    try:
+        for name, channel in DOCUMENT["channels"].items():
+            bound = channel["bindings"]["kafka"]
+            (topic,) = await admin.describe_topics([name])
+            assert len(topic["partitions"]) == bound["partitions"]
+            (described,) = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, name, None)])
+            has = {entry[0]: entry[1] for entry in described.resources[0][-1]}
+            wanted = bound["topicConfiguration"]
+            assert has["cleanup.policy"].split(",") == wanted["cleanup.policy"]
+            assert {key: int(has[key]) for key in wanted if key != "cleanup.policy"} == {
+                key: value for key, value in wanted.items() if key != "cleanup.policy"
+            }
+    finally:
+        await admin.close()
+
+
+def test_every_subscriber_says_where_its_dead_letters_go_and_how_it_retries() -> None:
+    for operation in DOCUMENT["operations"].values():
+        if operation["action"] == "receive":
+            assert operation["x-failures"]["deadLetterTopic"] in DOCUMENT["channels"]
+            assert operation["x-failures"]["retries"] == 3
+            assert operation["x-failures"]["firstRetryAfter"] == 2

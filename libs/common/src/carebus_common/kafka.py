@@ -29,10 +29,11 @@ from carebus_common.kafka_session import REFUSALS, Session
 from carebus_common.logging import get_logger
 from carebus_common.messages import Message, Receipt
 
-__all__ = ["BrokerAway", "MessageRefused", "Publisher"]
+__all__ = ["MAX_DEAD_LETTER_BYTES", "BrokerAway", "MessageRefused", "Publisher"]
 
-# Largest message by default: the topics' max.message.bytes less the batch's own header.
+# Largest message by default: the topics' max.message.bytes less the batch's own header; a dead letter may be larger.
 MAX_MESSAGE_BYTES: Final = 1024 * 1024 - 1024
+MAX_DEAD_LETTER_BYTES: Final = MAX_MESSAGE_BYTES + 64 * 1024
 _RECORD_OVERHEAD: Final = 64
 _CONNECT_WITHIN: Final = timedelta(seconds=3)
 _PROBE_AFTER: Final = timedelta(seconds=2)

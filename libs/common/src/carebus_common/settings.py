@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from datetime import timedelta
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, SecretStr
@@ -57,6 +58,31 @@ class HttpSettings(LogSettings):
 
 class KafkaSettings(_Carebus):
     kafka_bootstrap: str = "127.0.0.1:9092"
+
+
+class ConsumerSettings(KafkaSettings):
+    """How a consumer retries, and when it gives an event up."""
+
+    retry_base: timedelta = Field(
+        default=timedelta(seconds=2), description="Before the first retry; doubled each time."
+    )
+    retries: int = Field(default=3, ge=0, description="Retries of a failed event before it is a dead letter.")
+    retry_deadline: timedelta = Field(
+        default=timedelta(minutes=15), description="No retry is later than this after an event's first failure."
+    )
+    handler_deadline: timedelta = Field(
+        default=timedelta(seconds=30), description="A handler that takes longer has failed, or hangs."
+    )
+    crash_limit: int = Field(
+        default=3, ge=1, description="How often an event may take the process down before it is a dead letter."
+    )
+    parked_events_limit: int = Field(
+        default=100_000, ge=1, description="With more events parked, no more are consumed."
+    )
+    # It must outlive a restart of the process, not the machine: in a container, a volume of its own.
+    notes_dir: Path | None = Field(
+        default=None, description="Where to note what is being handled; without it no crash is laid to an event."
+    )
 
 
 class MongoSettings(_Carebus):

@@ -78,7 +78,7 @@ async def test_a_permanent_failure_is_a_dead_letter_with_its_record_byte_for_byt
         (dead,) = await world.records_of(world.dlq, 1)
 
         async def published() -> bool:
-            return (await world.rows("parked_patients"))[0]["status"] == "dead-lettered"
+            return bool((await world.rows("parked_patients"))[0]["status"] == "dead-lettered")
 
         await eventually(published)
     (original, _) = await world.records_of(world.topic, 2)
@@ -307,7 +307,7 @@ async def test_a_dead_letter_whose_publication_was_cut_off_is_published_by_the_n
         await world.records_of(world.dlq, 1)
 
         async def settled() -> bool:
-            return (await world.rows("parked_patients"))[0]["status"] == "dead-lettered"
+            return bool((await world.rows("parked_patients"))[0]["status"] == "dead-lettered")
 
         await eventually(settled)
     (letter,) = await world.rows("dead_letters")

@@ -94,6 +94,7 @@ async def running(
             urls = {planned.name: planned.url for planned in plan if planned.name == planned.service.name}
             jwks = await asyncio.to_thread(keys.ensure_key, state_dir)
             env = stack.as_env() | services.environment(urls, jwks, log_format)
+            env["CAREBUS_LOG_HASH_KEY"] = await asyncio.to_thread(keys.ensure_log_hash_key, state_dir)
             urls |= {name: without_password(url) for name, url in zip(PARTS, stack.as_env().values(), strict=True)}
             book.write(urls=urls)
             await _start(site, plan, env, book)
@@ -163,7 +164,8 @@ async def _start(site: Site, plan: list[Planned], service_env: Mapping[str, str]
     async def service(planned: Planned) -> None:
         for name in planned.service.needs:
             await ready[name].wait()
-        program = services.program(planned, service_env)
+        notes = {"CAREBUS_NOTES_DIR": str(site.state_dir / "notes" / planned.name)}
+        program = services.program(planned, {**service_env, **notes})
         if not planned.service.needs:
             program = replace(program, check=once_the_others_are_up(program.check))
         await site.supervisor.start(program)

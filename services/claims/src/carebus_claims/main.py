@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 
 from fastapi import APIRouter, FastAPI
 from pymongo.errors import PyMongoError
@@ -15,13 +14,14 @@ from carebus_claims.settings import Settings
 from carebus_claims.subscribers import subscribe, subscription
 from carebus_common import logging, mongo, ops, tracing
 from carebus_common.auth import TokenVerifier
-from carebus_common.consumer import OrderedConsumer, Store
+from carebus_common.consumer import Limits, OrderedConsumer, Store, open_recorder
 from carebus_common.consumer.service import consume, consumer_check, kafka_broker
+from carebus_common.contracts.topics import CLAIMS_DLQ
 from carebus_common.http import create_app, health_route
 from carebus_common.http.cursor import CursorCodec
 from carebus_common.http.server import run, serve
 from carebus_common.jwks import key_source
-from carebus_common.messages import Message, Receipt
+from carebus_common.kafka import MAX_DEAD_LETTER_BYTES, Publisher
 
 log = logging.get_logger("carebus_claims")
 
@@ -43,10 +43,19 @@ async def main(settings: Settings, stop: asyncio.Event | None = None) -> None:
     client = mongo.connect(settings, app_name="carebus-claims")
     database = client[settings.claims_database]
     repository = HistoryRepository(database, timeout=settings.read_timeout)
+    publisher = Publisher(
+        settings.kafka_bootstrap,
+        client_id="carebus-claims",
+        deadline=settings.publish_deadline,
+        topics=[CLAIMS_DLQ.name],
+        max_message_bytes=MAX_DEAD_LETTER_BYTES,
+    )
     consumer = OrderedConsumer(
-        subscription(settings.claims_group, settings.claims_topic),
+        subscription(settings),
         Store(database, inbox=HISTORIES, patients=PATIENTS),
-        _NothingToPublish(),
+        publisher,
+        limits=Limits(parked_events=settings.parked_events_limit),
+        recorder=open_recorder(settings.notes_dir, settings.claims_group),
     )
     broker = kafka_broker(settings, client_id="carebus-claims")
     subscribe(broker, consumer)
@@ -57,6 +66,7 @@ async def main(settings: Settings, stop: asyncio.Event | None = None) -> None:
     app.get("/health", include_in_schema=False)(health_route(checks))
 
     await keys.start()
+    await publisher.start()
     try:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(_create_indexes(repository, database, stop))
@@ -64,6 +74,7 @@ async def main(settings: Settings, stop: asyncio.Event | None = None) -> None:
             await serve(app, settings, stop=stop)
             stop.set()
     finally:
+        await publisher.stop()
         await keys.stop()
         await client.close()
 
@@ -78,13 +89,6 @@ async def _create_indexes(repository: HistoryRepository, database: mongo.Databas
         except PyMongoError as error:
             log.warning("indexes-wait-for-store", error=type(error).__name__)
             await asyncio.sleep(1)
-
-
-class _NothingToPublish:
-    """Histories end here: `record_history` emits nothing, so there is no producer to open."""
-
-    async def publish_each(self, messages: Sequence[Message]) -> Sequence[Receipt]:
-        raise AssertionError(f"claims has no producer for {len(messages)} messages")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ __all__ = ["claims_operations"]
 
 def claims_operations(settings: Settings, database: Database, replica: Replica) -> APIRouter:
     """The routes `/ops/claims/…`."""
-    consumed = subscription(settings.claims_group, settings.claims_topic)
+    consumed = subscription(settings)
     return operations_routes(
         service="claims",
         database=database,

@@ -8,15 +8,17 @@ from pydantic import Field
 
 from carebus_common.contracts.topics import EVENTS_PROCESSED
 from carebus_common.ops import OpsSettings
-from carebus_common.settings import MongoSettings, TokenSettings
+from carebus_common.settings import ConsumerSettings, MongoSettings, TokenSettings
 
 __all__ = ["Settings"]
 
 
-class Settings(OpsSettings, MongoSettings, TokenSettings):
+class Settings(OpsSettings, ConsumerSettings, MongoSettings, TokenSettings):
     port: int = Field(default=8003, ge=0, le=65535)
     claims_database: str = "carebus_claims"
     claims_topic: str = EVENTS_PROCESSED.name
     claims_group: str = "carebus-claims"
     # A reader would rather hear 503 than wait; the gateway gives up on a read after 10 s.
     read_timeout: timedelta = timedelta(seconds=2)
+    # As the processor's: nobody waits at the other end.
+    publish_deadline: timedelta = timedelta(seconds=10)

@@ -7,15 +7,25 @@ from faststream import AckPolicy
 from faststream.kafka import KafkaBroker, KafkaMessage
 
 from carebus_claims.handlers import record_history
+from carebus_claims.settings import Settings
 from carebus_common.consumer import OrderedConsumer, Subscription
-from carebus_common.consumer.service import FETCHING
+from carebus_common.consumer.service import FETCHING, failure_policy
 from carebus_common.contracts.processed import ProcessedEvent
+from carebus_common.contracts.topics import CLAIMS_DLQ
 
 __all__ = ["subscribe", "subscription"]
 
 
-def subscription(group: str, topic: str) -> Subscription[ProcessedEvent]:
-    return Subscription(topic, group, ProcessedEvent.model_validate_json, record_history, content)
+def subscription(settings: Settings) -> Subscription[ProcessedEvent]:
+    return Subscription(
+        settings.claims_topic,
+        settings.claims_group,
+        ProcessedEvent.model_validate_json,
+        record_history,
+        content,
+        dead_letter_topic=CLAIMS_DLQ.name,
+        **failure_policy(settings),
+    )
 
 
 def subscribe(broker: KafkaBroker, consumer: OrderedConsumer[ProcessedEvent]) -> None:

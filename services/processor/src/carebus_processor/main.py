@@ -9,14 +9,14 @@ from pymongo.errors import PyMongoError
 
 from carebus_common import logging, mongo, tracing
 from carebus_common.auth import TokenVerifier
-from carebus_common.consumer import Handler, OrderedConsumer, Store
+from carebus_common.consumer import Handler, Limits, OrderedConsumer, Store, open_recorder
 from carebus_common.consumer.service import consume, consumer_check, kafka_broker
 from carebus_common.contracts.event import MedicalEvent
-from carebus_common.contracts.topics import EVENTS_PROCESSED
+from carebus_common.contracts.topics import EVENTS_DLQ, EVENTS_PROCESSED
 from carebus_common.http import create_app, health_route
 from carebus_common.http.server import run, serve
 from carebus_common.jwks import key_source
-from carebus_common.kafka import Publisher
+from carebus_common.kafka import MAX_DEAD_LETTER_BYTES, Publisher
 from carebus_processor.handlers import handle_event
 from carebus_processor.indexes import ensure_indexes
 from carebus_processor.operations import processor_operations
@@ -47,12 +47,15 @@ async def main(settings: Settings, handler: Handler[MedicalEvent] = handle_event
         settings.kafka_bootstrap,
         client_id="carebus-processor",
         deadline=settings.publish_deadline,
-        topics=[EVENTS_PROCESSED.name],
+        topics=[EVENTS_PROCESSED.name, EVENTS_DLQ.name],
+        max_message_bytes=MAX_DEAD_LETTER_BYTES,
     )
     consumer = OrderedConsumer(
-        subscription(settings.consumer_group, handler=handler),
+        subscription(settings, handler=handler),
         Store(database, inbox="processed_events", patients="patients"),
         publisher,
+        limits=Limits(parked_events=settings.parked_events_limit),
+        recorder=open_recorder(settings.notes_dir, settings.consumer_group),
     )
     broker = kafka_broker(settings, client_id="carebus-processor")
     subscribe(broker, consumer)

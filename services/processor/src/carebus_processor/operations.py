@@ -15,7 +15,7 @@ __all__ = ["processor_operations"]
 
 def processor_operations(settings: Settings, database: Database, replica: Replica) -> APIRouter:
     """The routes `/ops/processor/…`."""
-    consumed = subscription(settings.consumer_group)
+    consumed = subscription(settings)
     return operations_routes(
         service="processor",
         database=database,

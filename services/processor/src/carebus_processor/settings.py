@@ -7,12 +7,12 @@ from datetime import timedelta
 from pydantic import Field
 
 from carebus_common.ops import OpsSettings
-from carebus_common.settings import MongoSettings, TokenSettings
+from carebus_common.settings import ConsumerSettings, MongoSettings, TokenSettings
 
 __all__ = ["Settings"]
 
 
-class Settings(OpsSettings, MongoSettings, TokenSettings):
+class Settings(OpsSettings, ConsumerSettings, MongoSettings, TokenSettings):
     """`retention` bounds `processed_events`: an event sent again after it is a new event."""
 
     port: int = Field(default=8002, ge=0, le=65535)

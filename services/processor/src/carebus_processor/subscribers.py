@@ -7,18 +7,25 @@ from faststream import AckPolicy
 from faststream.kafka import KafkaBroker, KafkaMessage
 
 from carebus_common.consumer import Handler, OrderedConsumer, Subscription
-from carebus_common.consumer.service import FETCHING
+from carebus_common.consumer.service import FETCHING, failure_policy
 from carebus_common.contracts.event import MedicalEvent
-from carebus_common.contracts.topics import EVENTS
+from carebus_common.contracts.topics import EVENTS, EVENTS_DLQ
 from carebus_processor.handlers import handle_event
+from carebus_processor.settings import Settings
 
 __all__ = ["subscribe", "subscription"]
 
 
-def subscription(
-    group: str, topic: str = EVENTS.name, *, handler: Handler[MedicalEvent] = handle_event
-) -> Subscription[MedicalEvent]:
-    return Subscription(topic, group, MedicalEvent.model_validate_json, handler, content)
+def subscription(settings: Settings, *, handler: Handler[MedicalEvent] = handle_event) -> Subscription[MedicalEvent]:
+    return Subscription(
+        EVENTS.name,
+        settings.consumer_group,
+        MedicalEvent.model_validate_json,
+        handler,
+        content,
+        dead_letter_topic=EVENTS_DLQ.name,
+        **failure_policy(settings),
+    )
 
 
 def subscribe(broker: KafkaBroker, consumer: OrderedConsumer[MedicalEvent]) -> None:

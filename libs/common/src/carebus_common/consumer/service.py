@@ -17,12 +17,13 @@ from faststream.kafka import KafkaBroker
 from faststream.kafka.message import KafkaAckableMessage
 from faststream.kafka.subscriber.usecase import LogicSubscriber
 
+from carebus_common.consumer.retry import RetryPolicy
 from carebus_common.consumer.runtime import OrderedConsumer
 from carebus_common.http.health import Check, Unhealthy
 from carebus_common.logging import get_logger
-from carebus_common.settings import KafkaSettings
+from carebus_common.settings import ConsumerSettings, KafkaSettings
 
-__all__ = ["FETCHING", "consume", "consumer_check", "kafka_broker"]
+__all__ = ["FETCHING", "consume", "consumer_check", "failure_policy", "kafka_broker"]
 
 log = get_logger(__name__)
 
@@ -51,6 +52,15 @@ FETCHING: Final[dict[str, Any]] = {
     "parser": _records_as_they_are,
     "decoder": _as_it_is,
 }
+
+
+def failure_policy(settings: ConsumerSettings) -> dict[str, Any]:
+    """What a `Subscription` is given of the settings."""
+    return {
+        "retry": RetryPolicy(base=settings.retry_base, retries=settings.retries, deadline=settings.retry_deadline),
+        "handler_deadline": settings.handler_deadline,
+        "crash_limit": settings.crash_limit,
+    }
 
 
 def kafka_broker(settings: KafkaSettings, *, client_id: str) -> KafkaBroker:

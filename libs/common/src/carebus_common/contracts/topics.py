@@ -24,13 +24,15 @@ class TopicDefinition:
 
 
 _PARTITIONS: Final = 12
-# The largest event is 256 KiB of data; dead letters carry it whole, with its headers.
+# The largest event is 256 KiB of data.
 _MAX_MESSAGE: Final = {"max.message.bytes": str(1024 * 1024)}
+# A dead letter is a whole record of another topic, and what happened to it.
+_MAX_DEAD_LETTER: Final = {"max.message.bytes": str(1024 * 1024 + 64 * 1024)}
 
 EVENTS: Final = TopicDefinition("medical.events.v1", _PARTITIONS, timedelta(days=14), _MAX_MESSAGE)
 EVENTS_PROCESSED: Final = TopicDefinition("medical.events.processed.v1", _PARTITIONS, timedelta(days=30), _MAX_MESSAGE)
-EVENTS_DLQ: Final = TopicDefinition("medical.events.dlq.v1", _PARTITIONS, timedelta(days=90), _MAX_MESSAGE)
+EVENTS_DLQ: Final = TopicDefinition("medical.events.dlq.v1", _PARTITIONS, timedelta(days=90), _MAX_DEAD_LETTER)
 CLAIMS_CHANGES: Final = TopicDefinition("claims.changes.v1", _PARTITIONS, timedelta(days=30), _MAX_MESSAGE)
-CLAIMS_DLQ: Final = TopicDefinition("claims.dlq.v1", _PARTITIONS, timedelta(days=90), _MAX_MESSAGE)
+CLAIMS_DLQ: Final = TopicDefinition("claims.dlq.v1", _PARTITIONS, timedelta(days=90), _MAX_DEAD_LETTER)
 
 TOPICS: Final = (EVENTS, EVENTS_PROCESSED, EVENTS_DLQ, CLAIMS_CHANGES, CLAIMS_DLQ)
