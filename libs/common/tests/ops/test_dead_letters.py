@@ -256,6 +256,23 @@ async def test_a_payload_that_is_no_event_is_masked_too_and_is_revealed_byte_for
         assert (base64.b64decode(data["payload"]), data["payloadEncoding"]) == (value, "base64")
 
 
+async def test_a_dead_letter_from_before_failures_were_described_is_listed_and_left_alone(world: Any, kit: Any) -> None:
+    new = kit.dead_letter()
+    old = {
+        name: new[name]
+        for name in ("status", "organizationId", "eventId", "patientId", "source", "key", "value", "createdAt")
+    }
+    await world.insert({**old, "_id": "events/0/0", "reason": "conflict"})
+
+    (item,) = await world.data("/dead-letters")
+    assert (item["id"], item["blocking"], item["failure"]["class"]) == ("events/0/0", False, "")
+    assert await world.data("/dead-letters/summary") == []
+    body = {"filter": {"organizationId": "org-a"}, "reason": "x"}
+    for action in ("redrive", "discard"):
+        answer = (await world.post(f"/dead-letters/{action}", body)).json()["data"]
+        assert (answer["requested"], answer["skipped"][0]["why"]) == (0, "not-redrivable")
+
+
 async def test_a_deep_payload_is_shown_as_far_as_an_answer_can_hold_it(world: Any, kit: Any) -> None:
     await world.insert(kit.dead_letter(value=b'{"a":' * 300 + b"1" + b"}" * 300))
 

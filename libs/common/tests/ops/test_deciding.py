@@ -9,7 +9,11 @@ import msgspec
 import pytest
 from structlog.testing import capture_logs
 
+from carebus_common.errors import Conflict
 from carebus_common.logging import patient_hash
+from carebus_common.ops.audit import Audit, audit_row
+from carebus_common.ops.dead_letters import DeadLetters
+from carebus_common.ops.scope import Scope
 
 PHI: dict[str, Any] = {"roles": ["operator-phi"]}
 REVEAL = "/dead-letters/events-0-0/reveal"
@@ -306,6 +310,23 @@ async def test_an_edit_is_kept_as_a_diff_without_values_and_redriven(world: Any,
     await world.post(EDIT, {"reason": "again", "value": value}, **PHI)
     (row,) = await world.rows("dead_letters")
     assert [each["path"] for each in row["edits"][1]["diff"]] == ["/data/weight"]
+
+
+async def test_an_edit_of_what_somebody_else_has_edited_meanwhile_is_refused(world: Any, kit: Any) -> None:
+    await world.insert(kit.dead_letter())
+    (stale,) = await world.rows("dead_letters")
+    entry = {"by": "anna", "at": kit.noon, "reason": "x", "diff": []}
+    scope = Scope("bert", "org-a", ("operator-phi",), "org-a", reveals=True)
+    audit = Audit(world.database)
+    letters = DeadLetters(world.database, audit)
+
+    await letters.edit(scope, stale, b"1", entry, audit_row(scope, "edit", reason="x", request_id="r"))
+    with pytest.raises(Conflict):
+        await letters.edit(scope, stale, b"2", entry, audit_row(scope, "edit", reason="x", request_id="r"))
+
+    (row,) = await world.rows("dead_letters")
+    assert (row["edited"], len(row["edits"])) == (b"1", 1)
+    assert len(await world.rows("dead_letter_requests")) == len(await world.rows("ops_audit")) == 1
 
 
 @pytest.mark.parametrize(

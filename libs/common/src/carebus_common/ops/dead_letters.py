@@ -52,9 +52,10 @@ def why_not(row: Document, action: str, redrive_cap: int) -> str | None:
     """Why nobody may redrive or discard this one; None if one may."""
     if row["status"] != "open":
         return "not-open"
-    if action == "redrive" and not row["blocking"]:
+    # One that does not say so is from before there were redrives, and no owner knows what to do with it.
+    if "blocking" not in row or (action == "redrive" and not row["blocking"]):
         return "not-redrivable"
-    if action == "redrive" and row["redrives"] >= redrive_cap:
+    if action == "redrive" and row.get("redrives", 0) >= redrive_cap:
         return "redrive-cap"
     return None
 
@@ -216,7 +217,7 @@ class DeadLetters:
     async def edit(self, scope: Scope, row: Document, edited: bytes, entry: Document, audited: Document) -> None:
         """Keep `edited` as the value of the redrive, and ask for it. Raises Conflict if `row` has changed meanwhile."""
         requests = list(_requests(scope, "redrive", [row], entry["reason"]))
-        as_read = scope.only({"_id": row["_id"], "status": "open", "blocking": True, "edits": row.get("edits", [])})
+        as_read = scope.only({"_id": row["_id"], "status": "open", "blocking": True, "edits": row.get("edits")})
 
         async def write(session: AsyncClientSession) -> None:
             change = {"$set": {"edited": edited}, "$push": {"edits": entry}}

@@ -23,7 +23,7 @@ def dead_letter_view(row: Document) -> DeadLetterView:
     return DeadLetterView.model_validate(
         {
             **_item(row),
-            "attempts": row["failure"]["attempts"],
+            "attempts": _failure(row)["attempts"],
             "causes": row.get("causes") or [],
             "edits": row.get("edits") or [],
             "redrive": row.get("redrive"),
@@ -82,20 +82,28 @@ def _item(row: Document) -> dict[str, Any]:
     return {
         **{name: row.get(name) for name in _ITEM},
         "id": row["_id"],
+        "blocking": bool(row.get("blocking")),
         "redrives": row.get("redrives", 0),
+        "failure": _failure(row),
     }
+
+
+def _failure(row: Document) -> Mapping[str, Any]:
+    """Conflicts and undecodable records that were kept before failures were described have none."""
+    unknown = {"class": "", "message": "", "fingerprint": "", "where": "", "attempts": 0}
+    at = row["createdAt"]
+    failure: Mapping[str, Any] = row.get("failure") or {**unknown, "firstFailedAt": at, "lastFailedAt": at}
+    return failure
 
 
 _ITEM = (
     "status",
     "reason",
-    "blocking",
     "organizationId",
     "eventId",
     "patient",
     "type",
     "source",
-    "failure",
     "createdAt",
     "outcome",
     "previous",
