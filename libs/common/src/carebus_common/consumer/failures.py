@@ -46,7 +46,8 @@ class FailureWindow:
         while count:
             if not self.buckets or self.buckets[-1][0] >= size:
                 self.buckets.append([0, 0])
-                del self.buckets[:-_BUCKETS]
+                # The one being filled comes on top, so that what is remembered is never less than the window.
+                del self.buckets[: -_BUCKETS - 1]
             part = min(count, size - self.buckets[-1][0])
             self.buckets[-1][0] += part
             self.buckets[-1][1] += part * failed
