@@ -252,6 +252,14 @@ async def test_outcomes_are_awaited_while_an_event_is_retried(ops: FakeOps) -> N
     assert await outcomes() == {"retrying": 1}
 
 
+async def test_the_outcomes_of_long_ago_are_not_all_read(ops: FakeOps) -> None:
+    ops.add(1000, status="redriven", outcome={"status": "processed", "at": "2026-01-31T08:15:00Z", "deadLetter": None})
+    ops.add(5)
+    result = await carebus(ops, "dlq", "redrive", "--all", "--yes", "--reason", "fixed")
+    assert "processed: 5\n" in result.stdout
+    assert sum("status=redriven" in path for _, path in ops.seen) == 1
+
+
 async def test_those_without_an_outcome_are_told_with_where_to_look(
     ops: FakeOps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -261,7 +269,27 @@ async def test_those_without_an_outcome_are_told_with_where_to_look(
     ops.owner_speed = 0
     result = await carebus(ops, "dlq", "redrive", "--all", "--yes", "--reason", "fixed")
     assert result.exit_code == 1
-    assert "3 have no outcome yet and stay asked for: `carebus consumers` shows" in result.stderr
+    assert "3 have no outcome yet. They stay asked for" in result.stderr
+    assert "`carebus consumers` shows whether processor is paused, away or behind" in result.stderr
+
+
+async def test_a_consumer_that_has_stopped_itself_is_not_waited_for(ops: FakeOps) -> None:
+    ops.add(3)
+    ops.owner_speed = 0
+    ops.paused = {"reason": "failures", "detail": None, "at": "2026-01-31T08:15:00Z"}
+    result = await carebus(ops, "dlq", "redrive", "--all", "--yes", "--reason", "fixed")
+    assert result.exit_code == 1
+    assert "fix the cause, then `carebus consumers resume processor`" in result.stderr
+    assert len(ops.pending) == 3
+
+
+async def test_an_operator_of_a_hospital_redrives_its_own(ops: FakeOps) -> None:
+    ops.add(3)
+    ops.add(2, organizationId="south-hospital")
+    given = ["--all", "--yes", "--reason", "fixed"]
+    result = await carebus(ops, "dlq", "redrive", *given, token="hospital")
+    assert result.exit_code == 0, result.output
+    assert len(ops.carried) == 3
 
 
 async def test_a_redrive_that_is_killed_half_way_goes_on_when_run_again(ops: FakeOps) -> None:

@@ -51,8 +51,8 @@ async def test_a_summary_has_a_line_per_cause(ops: FakeOps) -> None:
 
 
 async def test_no_dead_letters_are_told_as_such(ops: FakeOps) -> None:
-    assert "The processor has no dead letters." in (await carebus(ops, "dlq", "summary")).stdout
-    assert "The claims has none that match." in (await carebus(ops, "dlq", "list", "--service", "claims")).stdout
+    assert "processor has no dead letters." in (await carebus(ops, "dlq", "summary")).stdout
+    assert "claims has none that match." in (await carebus(ops, "dlq", "list", "--service", "claims")).stdout
     assert (await carebus(ops, "dlq", "list", "--json")).stdout == ""
 
 
@@ -123,7 +123,7 @@ async def test_a_service_that_is_away_is_told_soon(ops: FakeOps) -> None:
     result = await carebus(ops, "dlq", "list", "--service", "claims")
     assert result.exit_code == 1
     assert "503 unavailable" in result.stderr
-    assert "The claims or its store is away" in result.stderr
+    assert "claims or its store is away" in result.stderr
 
 
 async def test_no_gateway_ends_with_2(ops: FakeOps) -> None:
@@ -175,7 +175,7 @@ async def test_another_organizations_dead_letter_is_not_there(ops: FakeOps) -> N
     result = await carebus(ops, "dlq", "show", letter["id"], token="hospital")
     assert result.exit_code == 1
     assert "404 not-found" in result.stderr
-    assert "The processor has nothing by that name that this token may see" in result.stderr
+    assert "processor has nothing by that name that this token may see" in result.stderr
 
 
 async def test_text_of_others_cannot_steer_the_terminal(ops: FakeOps) -> None:

@@ -49,10 +49,10 @@ _TO_DO: Final = {
     401: "The token is not accepted: give another with --token.",
     403: "It takes a token with the role operator, or operator-phi to reveal, to edit or to search by patient id;"
     " consumers, purges and topics also take one of the operations organization.",
-    404: "The {service} has nothing by that name that this token may see; --service says which service is asked.",
-    502: "The {service} gave no proper answer: `carebus status` shows its health, `carebus logs {service}` the cause.",
-    503: "The {service} or its store is away: `carebus status` shows which. What was not answered was not done.",
-    504: "The {service} did not answer in time: `carebus status` shows its health. Running the command again is safe.",
+    404: "{service} has nothing by that name that this token may see; --service says which service is asked.",
+    502: "{service} gave no proper answer: `carebus status` shows its health, `carebus logs {service}` the cause.",
+    503: "{service} or its store is away: `carebus status` shows which. What was not answered was not done.",
+    504: "{service} did not answer in time: `carebus status` shows its health. Running the command again is safe.",
 }
 
 

@@ -13,6 +13,7 @@ import typer
 
 from carebus_cli.client import ApiError, GatewayClient
 from carebus_cli.connection import DEFAULT_STATE_DIR, JsonOption, StateDirOption, TokenOption, UrlOption
+from carebus_cli.dlq.render import class_name
 from carebus_cli.dlq.times import rfc3339
 from carebus_cli.meter import plain, stderr, stdout
 from carebus_cli.ops import PAGE, Service, ask_ops, connect_operator, get_page, is_away
@@ -99,7 +100,7 @@ def _line(record: Mapping[str, Any]) -> str:
         record["organizationId"],
         record["patient"],
         record["eventId"],
-        dlq and " ".join(f"{name}={value}" for name, value in dlq.items()),
+        dlq and " ".join(filter(None, (dlq.get("id"), dlq.get("reason"), class_name(dlq.get("error-class") or "")))),
         msgspec.json.encode(record["payload"]).decode(),
     )
     return "  ".join(plain(word) for word in words if word)

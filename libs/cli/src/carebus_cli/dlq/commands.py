@@ -68,7 +68,7 @@ def summary(
     elif groups:
         print_summary(groups)
     else:
-        stdout.print(f"The {service} has no dead letters.")
+        stdout.print(f"{service} has no dead letters.")
 
 
 @app.command("list")
@@ -114,7 +114,7 @@ def list_letters(
     elif letters:
         print_letters(letters)
     else:
-        stdout.print(f"The {service} has none that match.")
+        stdout.print(f"{service} has none that match.")
     if more:
         stderr.print("There are more: --all shows them.")
 

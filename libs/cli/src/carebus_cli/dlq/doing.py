@@ -14,6 +14,7 @@ from carebus_cli.client import ApiError, GatewayClient, Refused
 from carebus_cli.connection import Connection, run_with_client
 from carebus_cli.dlq.options import FLAGS, check_reason
 from carebus_cli.dlq.redrive import (
+    STALL_OF_OUTCOMES,
     Action,
     Asked,
     Outcomes,
@@ -23,6 +24,7 @@ from carebus_cli.dlq.redrive import (
     ask_for,
     carried_out,
     expected,
+    is_paused,
     look,
     settled,
 )
@@ -49,8 +51,8 @@ class Doing:
     chosen: Selection
     reason: str
     asked: Asked = field(default_factory=Asked)
-    left: int = 0
     outcomes: Outcomes | None = None
+    paused: bool = False
     why: str | None = None
 
     def without_outcome(self) -> int:
@@ -101,13 +103,27 @@ def act(
 
 
 async def settle(client: GatewayClient, doing: Doing, pace: Pace, began: datetime, *, quiet: bool) -> None:
-    """Wait until what was asked for is carried out, and read what became of it since `began`."""
-    with Meter(_DONE[doing.action], doing.asked.requested, quiet=quiet) as meter:
-        doing.left = await carried_out(
-            client, doing.service, pace=pace, tell=lambda left: meter.set(max(0, doing.asked.requested - left))
-        )
+    """Wait until what was asked for is carried out, and read what became of it since `began`.
+
+    A consumer that has stopped itself carries nothing out, so it is not waited for.
+    """
+    requested = doing.asked.requested
+    doing.paused = await is_paused(client, doing.service)
+    left = requested
+    if not doing.paused:
+        with Meter(_DONE[doing.action], requested, quiet=quiet) as meter:
+            left = await carried_out(
+                client, doing.service, pace=pace, tell=lambda left: meter.set(max(0, requested - left))
+            )
     doing.outcomes = await settled(
-        client, doing.service, doing.action, doing.chosen, doing.asked, began=began, pace=pace
+        client,
+        doing.service,
+        doing.action,
+        doing.chosen,
+        doing.asked,
+        began=began,
+        pace=pace,
+        stall_after=timedelta() if left else STALL_OF_OUTCOMES,
     )
 
 
@@ -164,9 +180,11 @@ def _show_end(doing: Doing, *, as_json: bool) -> None:
             if len(outcomes.again) > _SHOWN:
                 stdout.print(f"  and {len(outcomes.again) - _SHOWN:,} more")
     if missing := doing.without_outcome():
+        stderr.print(f"{missing:,} have no outcome yet. They stay asked for; nobody needs to ask again.")
         stderr.print(
-            f"{missing:,} have no outcome yet and stay asked for: `carebus consumers` shows whether "
-            f"the {doing.service} is paused, stopped or behind. Its next owner carries them out."
+            f"{doing.service} has stopped itself: fix the cause, then `carebus consumers resume {doing.service}`."
+            if doing.paused
+            else f"`carebus consumers` shows whether {doing.service} is paused, away or behind."
         )
     if doing.why:
         done = "All were asked for" if asked.complete else f"{asked.requested:,} were asked for"

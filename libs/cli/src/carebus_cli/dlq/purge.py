@@ -48,7 +48,7 @@ def purge(
         elif purges:
             print_purges(purges)
         else:
-            stdout.print(f"Nobody has asked to purge anything of the {service}.")
+            stdout.print(f"Nobody has asked to purge anything of {service}.")
         return
 
     async def ask(client: GatewayClient) -> Any:

@@ -18,6 +18,7 @@ from carebus_cli.client import GatewayClient, Refused
 from carebus_cli.ops import Service, get, pages, post
 
 __all__ = [
+    "STALL_OF_OUTCOMES",
     "Action",
     "Asked",
     "Outcomes",
@@ -27,6 +28,7 @@ __all__ = [
     "ask_for",
     "carried_out",
     "expected",
+    "is_paused",
     "look",
     "settled",
 ]
@@ -38,7 +40,7 @@ _MOST: Final = 1000
 _POLL: Final = 0.5
 _STALL: Final = timedelta(seconds=30)
 # A retry or two of a handler; what takes longer is told as retrying.
-_STALL_OF_OUTCOMES: Final = timedelta(seconds=10)
+STALL_OF_OUTCOMES: Final = timedelta(seconds=10)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,18 +165,29 @@ async def carried_out(
 ) -> int:
     """Wait until no request is pending, or none is carried out for `stall_after`; how many are left.
 
-    Requests of others count too: each owner carries them out in turn.
+    `tell` is told that number whenever it has shrunk. Requests of others count too: each owner carries
+    them out in turn.
     """
     least: int | None = None
     changed_at = pace.clock()
     while True:
         left: int = (await get(client, service, "requests"))["deadLetters"]
-        tell(left)
         if least is None or left < least:
             least, changed_at = left, pace.clock()
+            tell(left)
         if left == 0 or pace.clock() - changed_at >= stall_after.total_seconds():
             return left
         await pace.sleep(_POLL)
+
+
+async def is_paused(client: GatewayClient, service: Service) -> bool:
+    """Whether the consumer has stopped itself, which not every operator may see: then it is waited for."""
+    try:
+        return (await get(client, service, "consumer"))["paused"] is not None
+    except Refused as refused:
+        if refused.status != 403:
+            raise
+        return False
 
 
 async def settled(
@@ -186,16 +199,16 @@ async def settled(
     *,
     began: datetime,
     pace: Pace,
-    stall_after: timedelta = _STALL_OF_OUTCOMES,
+    stall_after: timedelta = STALL_OF_OUTCOMES,
 ) -> Outcomes:
     """What became of those asked for since `began`, by the service's clock.
 
-    Waits until each has a final outcome, or no other one gets one for `stall_after`.
+    Waits until each has a final outcome, or no other one gets one for `stall_after`: zero looks once.
     """
     most = -1
     changed_at = pace.clock()
     while True:
-        outcomes = await _read_outcomes(client, service, action, chosen, began)
+        outcomes = await _read_outcomes(client, service, action, chosen, began, asked.requested)
         retrying = outcomes.counts["retrying"]
         final = outcomes.counts.total() - retrying
         if final > most:
@@ -224,8 +237,9 @@ async def expected(
 
 
 async def _read_outcomes(
-    client: GatewayClient, service: Service, action: Action, chosen: Selection, began: datetime
+    client: GatewayClient, service: Service, action: Action, chosen: Selection, began: datetime, enough: int
 ) -> Outcomes:
+    """The outcomes since `began`. A filter may find years of older ones, so it ends once there are `enough`."""
     outcomes = Outcomes()
     if chosen.ids:
         for letter_id in chosen.ids:
@@ -239,6 +253,8 @@ async def _read_outcomes(
     async for page in pages(client, service, "dead-letters", params={**chosen.filter, "status": done}):
         for letter in page:
             _note(letter, began, outcomes)
+        if outcomes.counts.total() >= enough:
+            break
     return outcomes
 
 

@@ -10,6 +10,7 @@ from carebus_cli.tables import Cell, print_fields, print_table
 
 __all__ = [
     "cells",
+    "class_name",
     "letter_line",
     "print_letter",
     "print_letters",
@@ -32,7 +33,9 @@ def print_summary(groups: Sequence[Mapping[str, Any]]) -> None:
             *(f"{group[name]:,}" for name in ("open", "patients", "redriven", "discarded")),
             second(group["first"]),
             second(group["last"]),
-            *(group[name] for name in ("reason", "errorClass", "where", "example", "message")),
+            group["reason"],
+            class_name(group["errorClass"]),
+            *(group[name] for name in ("where", "example", "message")),
         )
         for group in groups
     ]
@@ -50,7 +53,7 @@ def print_letters(letters: Iterable[Mapping[str, Any]]) -> None:
             letter["reason"],
             second(letter["createdAt"]),
             *(letter[name] for name in ("type", "organizationId", "patient")),
-            letter["failure"]["class"],
+            class_name(letter["failure"]["class"]),
             letter["failure"]["fingerprint"],
             letter["redrives"] or "",
             _outcome(letter["outcome"]),
@@ -70,7 +73,7 @@ def letter_line(letter: Mapping[str, Any]) -> str:
         letter["type"],
         letter["organizationId"],
         letter["patient"],
-        f"{failure['class']} at {failure['where']}",
+        _failed_at({**failure, "class": class_name(failure["class"])}),
         failure["fingerprint"],
     )
     return "  ".join(plain(word) for word in words if word)
@@ -94,7 +97,7 @@ def print_letter(letter: Mapping[str, Any], *, revealed: bool) -> None:
         "where": failure["where"],
         "fingerprint": failure["fingerprint"],
         "attempts": f"{letter['attempts']}, first {first}, last {last}",
-        "causes": "\n".join(f"{cause['class']} at {cause['where']}" for cause in letter["causes"]),
+        "causes": "\n".join(map(_failed_at, letter["causes"])),
         "previous": letter["previous"],
         "redrives": str(letter["redrives"] or ""),
         "edits": "\n".join(map(_edit, letter["edits"])),
@@ -108,7 +111,7 @@ def print_letter(letter: Mapping[str, Any], *, revealed: bool) -> None:
         fields["key"] = letter["key"]
         fields["edited"] = letter["edited"]
     fields = {name: value for name, value in fields.items() if value not in (None, "")}
-    fields["payload" if revealed else "payload, masked"] = letter["payload"]
+    fields[_payload_name(letter, revealed)] = letter["payload"]
     print_fields(fields)
 
 
@@ -146,6 +149,21 @@ def print_skipped(skipped: Sequence[Mapping[str, Any]], shown: int = 20) -> None
         stdout.print(f"  and {len(skipped) - shown:,} more are left out")
 
 
+def class_name(error_class: str) -> str:
+    """An error's class without its module."""
+    return error_class.rpartition(".")[2]
+
+
+def _failed_at(failure: Mapping[str, Any]) -> str:
+    return f"{failure['class']} at {failure['where']}" if failure["where"] else str(failure["class"])
+
+
+def _payload_name(letter: Mapping[str, Any], revealed: bool) -> str:
+    if not revealed:
+        return "payload, masked"
+    return "payload, base64" if letter["payloadEncoding"] == "base64" else "payload"
+
+
 def _blocks(letter: Mapping[str, Any]) -> bool:
     return bool(letter["blocking"]) and letter["status"] == "open"
 
@@ -162,7 +180,7 @@ def _act(act: Mapping[str, Any] | None) -> str:
 
 
 def _edit(edit: Mapping[str, Any]) -> str:
-    changes = ", ".join(f"{change['op']} {change['path']}" for change in edit["diff"])
+    changes = ", ".join(f"{change['op']} {change['path'] or 'everything'}" for change in edit["diff"])
     return f"by {edit['by']} at {second(edit['at'])}: {edit['reason']} ({changes})"
 
 
