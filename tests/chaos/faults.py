@@ -30,6 +30,14 @@ class Processes:
         """Raises LookupError if it does not run now."""
         return self._system.supervisor.pid(name)
 
+    def up(self, service: str) -> list[str]:
+        """The service's replicas that are healthy now."""
+        return [
+            one.name
+            for one in self._system.status()
+            if one.name.partition("-")[0] == service and one.health == "healthy"
+        ]
+
     def kill(self, name: str) -> bool:
         """SIGKILL; False if it did not run."""
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -10,6 +11,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import httpx
 
 import carebus_local.kafka
 from carebus_local.logs import log_path
@@ -105,15 +108,26 @@ class Chaos:
         """Solve the problem of an organization's failing events."""
         fix(self.home, organization)
 
-    def arm(self, service: str, rules: str) -> None:
-        """Which failpoints the service's processes have from their next start on; "" for none."""
-        (self.home / f"failpoints-{service}").write_text(rules)
+    def arm(self, service: str, rules: str, *, pid: int | None = None) -> None:
+        """Which failpoints the service's processes have, or one of them, from a moment later on; "" for none."""
+        wanted = self.home / (f"failpoints-{service}" if pid is None else f"failpoints-{service}-{pid}")
+        scratch = wanted.with_suffix(".new")
+        scratch.write_text(rules)
+        scratch.replace(wanted)
 
     def struck(self) -> Mapping[str, int]:
         return struck(self.system.state_dir / "logs")
 
     def log(self, name: str) -> str:
         return log_path(self.system.state_dir, name).read_text(errors="replace")
+
+    async def health(self, name: str) -> tuple[int, str]:
+        """A service's own word on its health; (0, "") while it does not answer."""
+        try:
+            answer = await self.session.http.get(f"{self.system.urls[name]}/health")
+        except httpx.HTTPError:
+            return 0, ""
+        return answer.status_code, answer.text
 
     async def drained(self, *, within: float) -> float:
         """Wait until all is healthy, no group has lag and no patient waits for a retry; the seconds it took."""
@@ -203,7 +217,7 @@ class _Progress:
 def _environment(home: Path, setup: Setup, proxies: Mapping[str, Proxy], planted: str | None) -> dict[str, str]:
     env = {
         "CHAOS_HOME": str(home),
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         "CAREBUS_ENVIRONMENT": "test",
         "CAREBUS_LOG_HASH_KEY": "chaos",
         **dict(setup.env),

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+from time import monotonic
 from typing import Any, Literal
+
+import httpx
 
 from .harness import Chaos, Failed
 
 __all__ = ["choose_all", "consumer", "redrive_all", "resume"]
 
 _OPERATIONS = "carebus"
+_PATIENCE = 60.0
 _REASON = "the harness has solved the problem"
 
 
@@ -39,14 +44,20 @@ async def resume(chaos: Chaos) -> None:
 
 
 async def _ask(chaos: Chaos, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
-    token = chaos.system.token(_OPERATIONS, ["operator"], subject="chaos")
-    answer = await chaos.session.http.request(
-        method,
-        f"{chaos.system.urls['gateway']}/ops/processor/{path}",
-        json=body,
-        headers={"Authorization": f"Bearer {token}"},
-    )
-    if answer.status_code not in (200, 202):
-        raise Failed(f"{method} /ops/processor/{path}: {answer.status_code} {answer.text[:300]}")
-    data: dict[str, Any] = answer.json()["data"]
-    return data
+    """Asks again while the service is away: it may just have been killed."""
+    headers = {"Authorization": f"Bearer {chaos.system.token(_OPERATIONS, ['operator'], subject='chaos')}"}
+    url = f"{chaos.system.urls['gateway']}/ops/processor/{path}"
+    deadline = monotonic() + _PATIENCE
+    while True:
+        try:
+            answer = await chaos.session.http.request(method, url, json=body, headers=headers)
+        except httpx.HTTPError as error:
+            if monotonic() > deadline:
+                raise Failed(f"{method} {path}: {type(error).__name__}") from error
+        else:
+            if answer.is_success:
+                data: dict[str, Any] = answer.json()["data"]
+                return data
+            if answer.status_code not in (502, 503, 504) or monotonic() > deadline:
+                raise Failed(f"{method} {path}: {answer.status_code} {answer.text[:300]}")
+        await asyncio.sleep(0.5)

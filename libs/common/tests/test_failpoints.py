@@ -72,6 +72,19 @@ def test_what_is_not_understood_is_refused(text: str) -> None:
         armed({"CAREBUS_FAILPOINTS": text, "CAREBUS_ENVIRONMENT": "test"})
 
 
+def test_an_armed_process_may_be_armed_with_something_else() -> None:
+    strike = armed({"CAREBUS_FAILPOINTS": "before-emit=crash@n2", "CAREBUS_ENVIRONMENT": "test"})
+    assert strike is not None
+    strike("before-emit")
+    strike.rules = ""
+    strike("before-emit")
+    strike.rules = "before-emit=crash@n2"
+    strike("before-emit")
+    with pytest.raises(FailpointsRefused, match="not understood"):
+        strike.rules = "nonsense"
+    assert strike.rules == "before-emit=crash@n2"
+
+
 def test_an_armed_process_knows_every_failpoint_by_name() -> None:
     strike = armed({"CAREBUS_FAILPOINTS": "before-emit=crash@0", "CAREBUS_ENVIRONMENT": "test"})
     assert strike is not None

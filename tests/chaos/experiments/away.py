@@ -40,7 +40,7 @@ async def traffic(sender: Sender, *, rate: float = 150, patients: int = 60) -> A
 async def store_away(chaos: Chaos) -> Mapping[str, Any]:
     """The database away for minutes, in each way it can be: no dead letter, ingest goes on with 202."""
     assert chaos.store_proxy is not None
-    seconds = chaos.scaled(120, 8)
+    seconds = chaos.scaled(120, 6)
     sender = chaos.sender()
     ways: dict[str, AbstractAsyncContextManager[None]] = {
         "stopped": chaos.processes.away("store"),
@@ -71,7 +71,7 @@ async def broker_away(chaos: Chaos) -> Mapping[str, Any]:
     """The broker away for a minute, in each way it can be: 503 with Retry-After within 2 s and never 202, memory
     bounded, normal again within 10 s, no process restarted."""
     assert chaos.kafka_proxy is not None
-    seconds = chaos.scaled(60, 8)
+    seconds = chaos.scaled(60, 5)
     services = [one.name for one in chaos.system.status() if one.kind == "service"]
     pids = {name: chaos.processes.pid(name) for name in services}
     memory = {name: _memory(pid) for name, pid in pids.items()}

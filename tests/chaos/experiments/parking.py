@@ -126,6 +126,7 @@ async def killed_while_parking(chaos: Chaos) -> Mapping[str, Any]:
             async def redriven() -> bool:
                 nonlocal asked
                 asked += await redrive_all(chaos, sender.organization)
+                await asyncio.sleep(2)
                 return await _open(chaos, sender) == 0
 
             await until(redriven, within=180, what="every dead letter is redriven")
@@ -154,12 +155,14 @@ async def _open(chaos: Chaos, sender: Sender) -> int:
 
 @asynccontextmanager
 async def killing(chaos: Chaos, *, every: tuple[float, float] = (0.5, 4.0)) -> AsyncIterator[None]:
-    """Kill -9 of one processor after the other, all the while."""
+    """Kill -9 of a processor that is up, one after the other, all the while."""
 
     async def kill() -> None:
         while True:
             await asyncio.sleep(chaos.rng.uniform(*every))
-            chaos.processes.kill(chaos.rng.choice(["processor", "processor-2", "processor-3"]))
+            up = chaos.processes.up("processor")
+            if up:
+                chaos.processes.kill(chaos.rng.choice(up))
 
     task = asyncio.create_task(kill())
     try:
@@ -195,8 +198,8 @@ async def always_failing(chaos: Chaos) -> Mapping[str, Any]:
     await _kill_all(chaos, healthy=False)
 
     async def red() -> bool:
-        answer = await chaos.session.http.get(f"{chaos.system.urls['processor']}/health")
-        return answer.status_code == 503 and "stop" in answer.text
+        status, text = await chaos.health("processor")
+        return status == 503 and "stopped" in text
 
     await until(red, within=60, what="health is red after a kill, because the consumer is stopped")
     expect(await stopped(), "the consumer went on by itself")

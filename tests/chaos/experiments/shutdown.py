@@ -25,7 +25,7 @@ async def sigterm_under_load(chaos: Chaos) -> Mapping[str, Any]:
     took: dict[str, float] = {}
     refused: dict[str, int] = {}
     sender = chaos.sender()
-    for name in ("ingest", "ingest-2", "processor", "processor-2", "claims", "gateway"):
+    for name in ("ingest", "processor", "claims", "gateway"):
         chaos.session.statuses.clear()
         chaos.session.failures.clear()
         stop = asyncio.Event()

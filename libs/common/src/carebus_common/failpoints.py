@@ -7,7 +7,8 @@ does nothing: unless `CAREBUS_FAILPOINTS` is set when this module is imported, `
 SIGKILL, `stop` halts it with SIGSTOP until somebody else sends SIGCONT. `@0.01` strikes at each pass with that
 probability, `@n5` at the fifth pass of the process. What struck is written to stderr first.
 
-An armed process refuses to start unless `CAREBUS_ENVIRONMENT` is `development` or `test`.
+An armed process refuses to start unless `CAREBUS_ENVIRONMENT` is `development` or `test`. What it is armed with may
+be changed while it runs (`Armed.rules`), but a process that was not armed at its start never is.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["NAMES", "FailpointsRefused", "armed", "failpoint"]
+__all__ = ["NAMES", "Armed", "FailpointsRefused", "armed", "failpoint"]
 
 NAMES: Final = (
     "before-transaction",
@@ -53,26 +54,42 @@ class _Rule:
         return passes == self.nth if self.nth is not None else random.random() < self.chance  # noqa: S311
 
 
-def armed(environ: Mapping[str, str]) -> Callable[[str], None] | None:
-    """The function that carries out what `environ` asks for; None if that is nothing. Raises FailpointsRefused."""
+class Armed:
+    """What `failpoint` is in an armed process. Raises FailpointsRefused for rules that are not understood."""
+
+    def __init__(self, rules: str) -> None:
+        self._passes: Counter[str] = Counter()
+        self.rules = rules
+
+    @property
+    def rules(self) -> str:
+        """As in `CAREBUS_FAILPOINTS`; "" for none. Setting it begins to count passes anew."""
+        return self._text
+
+    @rules.setter
+    def rules(self, text: str) -> None:
+        self._rules = dict(_read(part.strip()) for part in text.split(",")) if text else {}
+        self._text = text
+        self._passes.clear()
+
+    def __call__(self, name: str) -> None:
+        if name not in NAMES:
+            raise FailpointsRefused(f"no such failpoint: {name}")
+        self._passes[name] += 1
+        rule = self._rules.get(name)
+        if rule is not None and rule.strikes(self._passes[name]):
+            os.write(2, f"failpoint {name}: {rule.action} at pass {self._passes[name]}\n".encode())
+            os.kill(os.getpid(), _SIGNALS[rule.action])
+
+
+def armed(environ: Mapping[str, str]) -> Armed | None:
+    """What carries out what `environ` asks for; None if that is nothing. Raises FailpointsRefused."""
     text = environ.get("CAREBUS_FAILPOINTS", "").strip()
     if not text:
         return None
     if environ.get("CAREBUS_ENVIRONMENT") not in ("development", "test"):
         raise FailpointsRefused("CAREBUS_FAILPOINTS is for tests: CAREBUS_ENVIRONMENT must be development or test")
-    rules = dict(_read(part.strip()) for part in text.split(","))
-    passes: Counter[str] = Counter()
-
-    def strike(name: str) -> None:
-        if name not in NAMES:
-            raise FailpointsRefused(f"no such failpoint: {name}")
-        passes[name] += 1
-        rule = rules.get(name)
-        if rule is not None and rule.strikes(passes[name]):
-            os.write(2, f"failpoint {name}: {rule.action} at pass {passes[name]}\n".encode())
-            os.kill(os.getpid(), _SIGNALS[rule.action])
-
-    return strike
+    return Armed(text)
 
 
 def _read(part: str) -> tuple[str, _Rule]:
