@@ -117,11 +117,12 @@ DEAD_LETTERS: Final = Counter("carebus_dead_letters_total", "Dead letters made."
 # What became of redriven and discarded dead letters (`processed`, `duplicate`, `conflict`, `retrying`, `dead-lettered`,
 # `discarded`).
 REDRIVES: Final = Counter("carebus_redrives_total", "Dead letters redriven or discarded.", ["group", "outcome"])
-# Records between the committed offset and the end of the partition.
+# Records between the committed offset and the end of the partition; each replica tells of its own partitions.
 CONSUMER_LAG: Final = Gauge(
     "carebus_consumer_lag_records", "Records not yet committed.", ["group", "topic", "partition"]
 )
-# 1 while consumption is paused, by reason (`store-away`, `broker-away`, `breaker`).
+# 1 while consumption is paused, by reason: `failures` (it stopped itself), `parked-full` (too many events are parked),
+# `store-away`, `broker-away`.
 CONSUMER_PAUSED: Final = Gauge("carebus_consumer_paused", "Whether consumption is paused.", ["group", "reason"])
 # Time in a handler, by bounded type.
 HANDLER_SECONDS: Final = Histogram(

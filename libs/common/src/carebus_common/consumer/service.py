@@ -17,6 +17,7 @@ from faststream.kafka import KafkaBroker
 from faststream.kafka.message import KafkaAckableMessage
 from faststream.kafka.subscriber.usecase import LogicSubscriber
 
+from carebus_common.consumer.gauges import Gauges
 from carebus_common.consumer.retry import RetryPolicy
 from carebus_common.consumer.runtime import OrderedConsumer
 from carebus_common.http.health import Check, Unhealthy
@@ -83,16 +84,20 @@ async def consume(broker: KafkaBroker, consumer: OrderedConsumer[Any], stop: asy
 
     Waits for a broker that is away, at the start as later. Raises only what should never happen.
     """
+    gauges = Gauges(consumer)
     async with asyncio.TaskGroup() as tasks:
         runtime = tasks.create_task(consumer.run())
+        telling = tasks.create_task(gauges.run())
         stopping = tasks.create_task(stop.wait())
         while not stop.is_set() and not await _started(broker):
             await asyncio.wait([stopping], timeout=1)
         for subscriber in broker.subscribers:
             if isinstance(subscriber, LogicSubscriber) and subscriber.consumer is not None:
                 consumer.attach(subscriber.consumer)
+                gauges.kafka = subscriber.consumer
         await stopping
         await consumer.drain()
+        telling.cancel()
         await broker.stop()
         runtime.cancel()
 
