@@ -19,9 +19,13 @@ from carebus_common.consumer.rows import PatientRow, source_document
 from carebus_common.consumer.store import InboxRow, message_document
 from carebus_common.messages import Message
 
-__all__ = ["Handling"]
+__all__ = ["Handling", "utc_now"]
 
 E = TypeVar("E", bound=PatientEvent)
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
 
 
 class Handling(Generic[E]):
@@ -33,7 +37,7 @@ class Handling(Generic[E]):
         *,
         interrupted: Mapping[str, int],
         recorder: Recorder,
-        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        clock: Callable[[], datetime],
     ) -> None:
         self.subscription = subscription
         self.clock = clock

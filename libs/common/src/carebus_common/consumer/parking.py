@@ -14,7 +14,7 @@ import heapq
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Generic, TypeVar
 
 from carebus_common import metrics
@@ -67,6 +67,7 @@ class Parking(Generic[E]):
         *,
         emit: Callable[[Sequence[Settled[E]]], None],
         wake: Callable[[], None],
+        clock: Callable[[], datetime],
     ) -> None:
         self._subscription = subscription
         self._store = store
@@ -74,6 +75,7 @@ class Parking(Generic[E]):
         self._lanes = lanes
         self._emit = emit
         self._wake_runtime = wake
+        self._clock = clock
         self._partitions: set[int] = set()
         self._unread: set[int] = set()
         self._due: list[tuple[datetime, str, int]] = []
@@ -122,7 +124,7 @@ class Parking(Generic[E]):
                 if record.letter is not None and row_id in asked.at_work:
                     asked.waiting.append(record.letter.id)
         self._leave(lane)
-        self._schedule(_now(), row_id_of(lane.key), lane.key[0])
+        self._schedule(self._clock(), row_id_of(lane.key), lane.key[0])
 
     def emitted(self, lane: Lane[E]) -> None:
         """All that was applied of the lane's queue is out."""
@@ -151,7 +153,7 @@ class Parking(Generic[E]):
         if self._unread:
             new = set(self._unread)
             for patient in await self._parked.active(self._subscription.topic, new):
-                self._schedule(patient.due_at or _now(), patient.row_id, patient.partition)
+                self._schedule(patient.due_at or self._clock(), patient.row_id, patient.partition)
             self._unread -= new
         if self._done_requests:
             done, self._done_requests = self._done_requests, []
@@ -163,7 +165,7 @@ class Parking(Generic[E]):
 
     async def begin(self) -> None:
         """Load what is due or asked for into its lanes, as much as there is room for. Raises `StoreAway`."""
-        now = _now()
+        now = self._clock()
         room = _AT_WORK - len(self._at_work)
         due: dict[str, int] = {}
         while self._due and self._due[0][0] <= now and len(due) < room:
@@ -220,7 +222,7 @@ class Parking(Generic[E]):
         if request.action == "discard":
             apart = [name for name, letter in letters.items() if not letter["blocking"] and letter["status"] == "open"]
             if apart:
-                await self._parked.discard_unblocking(apart, request.asked, _now())
+                await self._parked.discard_unblocking(apart, request.asked, self._clock())
         row_ids = {
             f"{letter['organizationId'] or ''}/{letter['patientId']}": letter
             for letter in letters.values()
@@ -295,7 +297,7 @@ class Parking(Generic[E]):
                 lanes, self._emitted = self._emitted, []
                 try:
                     if published:
-                        await self._parked.letters_published(published, _now())
+                        await self._parked.letters_published(published, self._clock())
                         published = []
                         failpoint("after-dlq-ack")
                     await self._settle([lane for lane in lanes if not lane.revoked])
@@ -308,7 +310,7 @@ class Parking(Generic[E]):
     async def _settle(self, lanes: list[Lane[E]]) -> None:
         if not lanes:
             return
-        now, writes = _now(), Writes()
+        now, writes = self._clock(), Writes()
         after: list[tuple[Lane[E], PatientRow, ParkedPatient | None]] = []
         for lane in lanes:
             read, patient = lane.row, lane.parked
@@ -360,10 +362,6 @@ class Parking(Generic[E]):
         metrics.PARKED_PATIENTS.labels(self._subscription.group).set(patients)
         metrics.PARKED_EVENTS.labels(self._subscription.group).set(events)
         return patients, events
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
 
 
 def _numbers(row: PatientRow | None) -> list[int]:

@@ -14,9 +14,9 @@ its events wait in the store, and everybody else flows. Too many failures stop t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
-from time import monotonic, perf_counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
+from time import perf_counter
 from typing import Generic, TypeVar
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
@@ -27,7 +27,7 @@ from carebus_common.consumer.change import Change, PatientEvent
 from carebus_common.consumer.control import Control
 from carebus_common.consumer.emitter import Emitter, Publishes
 from carebus_common.consumer.errors import HandlerTimedOut, PauseConsumption
-from carebus_common.consumer.handling import Handling
+from carebus_common.consumer.handling import Handling, utc_now
 from carebus_common.consumer.lanes import Handled, Lane, Lanes, Progress
 from carebus_common.consumer.letters import letter_id
 from carebus_common.consumer.limits import Limits, Recent, Status
@@ -63,6 +63,8 @@ class OrderedConsumer(ConsumerRebalanceListener, Generic[E]):  # type: ignore[mi
         *,
         limits: Limits | None = None,
         recorder: Recorder | None = None,
+        parked: ParkedStore | None = None,
+        clock: Callable[[], datetime] = utc_now,
     ) -> None:
         self.subscription = subscription
         self._limits = limits or Limits()
@@ -70,16 +72,17 @@ class OrderedConsumer(ConsumerRebalanceListener, Generic[E]):  # type: ignore[mi
         self._recorder = recorder or Recorder(None, subscription.group)
         self._lanes: Lanes[E] = Lanes(idle_limit=self._limits.idle_patients)
         self._emitter: Emitter[E] = Emitter(publisher, self._published)
-        parked = ParkedStore(store)
+        parked = parked or ParkedStore(store)
+        self._clock = clock
         self._control = Control(
             parked, subscription.group, subscription.topic, subscription.failure_limits, self._recorder
         )
         self._wake = asyncio.Event()
         self._parking: Parking[E] = Parking(
-            subscription, store, parked, self._lanes, emit=self._emitter.put, wake=self._wake.set
+            subscription, store, parked, self._lanes, emit=self._emitter.put, wake=self._wake.set, clock=clock
         )
         self._parking_wake = asyncio.Event()
-        handling = Handling(subscription, interrupted=self._control.interrupted, recorder=self._recorder)
+        handling = Handling(subscription, interrupted=self._control.interrupted, recorder=self._recorder, clock=clock)
         self._planner = Planner(store, handling, window=lambda: self._control.window)
         self._offsets = Offsets(subscription.topic)
         self._recent = Recent(self._limits.remembered_ids)
@@ -265,7 +268,7 @@ class OrderedConsumer(ConsumerRebalanceListener, Generic[E]):  # type: ignore[mi
             self._stop(lane, error)  # the store refuses even that it failed
             return
         record.refused = True
-        lane.handled = Handled(record, lane.row or NO_ROW, error, datetime.now(UTC), 0.0)
+        lane.handled = Handled(record, lane.row or NO_ROW, error, self._clock(), 0.0)
         await self._settle({lane: 1})
 
     def _carry_on(self, plan: Plan[E]) -> None:
@@ -397,6 +400,7 @@ class OrderedConsumer(ConsumerRebalanceListener, Generic[E]):  # type: ignore[mi
     async def _look_regularly(self) -> None:
         """Begin what is due, and learn from the store what was asked for, what is stopped and how much is parked."""
         look, count = self._limits.look_interval.total_seconds(), self._limits.count_interval.total_seconds()
+        monotonic = asyncio.get_running_loop().time
         looked = counted = -count
         while True:
             self._parking_wake.clear()
@@ -426,7 +430,7 @@ class OrderedConsumer(ConsumerRebalanceListener, Generic[E]):  # type: ignore[mi
     async def _until_next_look(self, seconds: float) -> None:
         due = self._parking.next_due()
         if due is not None:
-            seconds = min(seconds, max(0.01, (due - datetime.now(UTC)).total_seconds()))
+            seconds = min(seconds, max(0.01, (due - self._clock()).total_seconds()))
         try:
             async with asyncio.timeout(seconds):
                 await self._parking_wake.wait()
@@ -465,11 +469,10 @@ class OrderedConsumer(ConsumerRebalanceListener, Generic[E]):  # type: ignore[mi
         await self._offsets.commit()
 
     async def _finish_begun(self) -> None:
-        deadline = monotonic() + self._limits.drain_timeout.total_seconds()
-        if self._batches:
-            await asyncio.wait(self._batches, timeout=deadline - monotonic())
         try:
-            async with asyncio.timeout(max(0.0, deadline - monotonic())):
+            async with asyncio.timeout(self._limits.drain_timeout.total_seconds()):
+                if self._batches:
+                    await asyncio.wait(self._batches)
                 await self._emitter.idle()
                 await self._parking.idle()
         except TimeoutError:
