@@ -13,7 +13,7 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from .serving import serving
+from .serving import routed, serving
 from .stand_in_ops import FakeOps
 
 Answer = Callable[[Request], Response]
@@ -122,7 +122,7 @@ def refuse(status: int, code: str, **headers: str) -> Answer:
 @pytest.fixture
 async def gateway() -> AsyncIterator[FakeGateway]:
     fake = FakeGateway()
-    async with serving(fake.handle) as url:
+    async with serving(routed(fake.handle)) as url:
         fake.url = url
         yield fake
 
@@ -130,6 +130,6 @@ async def gateway() -> AsyncIterator[FakeGateway]:
 @pytest.fixture
 async def ops() -> AsyncIterator[FakeOps]:
     fake = FakeOps()
-    async with serving(fake.handle) as url:
+    async with serving(routed(fake.handle)) as url:
         fake.url = url
         yield fake

@@ -1,4 +1,4 @@
-"""A handler of requests on a real socket."""
+"""An app, or a handler of requests, on a real socket."""
 
 from __future__ import annotations
 
@@ -12,12 +12,17 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
+
+
+def routed(handle: Callable[[Request], Awaitable[Response]]) -> ASGIApp:
+    """An app in which `handle` answers all requests."""
+    return Starlette(routes=[Route("/{path:path}", handle, methods=["GET", "POST"])])
 
 
 @asynccontextmanager
-async def serving(handle: Callable[[Request], Awaitable[Response]]) -> AsyncIterator[str]:
-    """`handle` answers all requests; at the URL given."""
-    app = Starlette(routes=[Route("/{path:path}", handle, methods=["GET", "POST"])])
+async def serving(app: ASGIApp) -> AsyncIterator[str]:
+    """The app's URL, while it is served."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         server = uvicorn.Server(uvicorn.Config(app, log_level="error", ws="none", lifespan="off"))

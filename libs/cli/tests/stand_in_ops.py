@@ -111,7 +111,15 @@ class FakeOps:
             "edits": [],
             "redrive": None,
             "discard": None,
-            "value": {"eventId": f"e-{number}", "patientId": PATIENT, "data": {"note": SECRET, "rate": 131}},
+            "value": {
+                "eventId": f"00000000-0000-4000-8000-{number:012d}",
+                "organizationId": "north-hospital",
+                "patientId": PATIENT,
+                "type": "observation",
+                "ts": "2026-03-01T11:59:00Z",
+                "receivedAt": "2026-03-01T12:00:00Z",
+                "data": {"note": SECRET, "rate": 131},
+            },
             "edited": None,
             **changes,
         }
@@ -420,9 +428,14 @@ ITEM = (
 def view(letter: Letter) -> dict[str, Any]:
     more = {name: letter[name] for name in ("causes", "edits", "redrive", "discard")}
     headers = [{"name": "ce_type", "value": "observation"}, {"name": "x-theirs", "value": None}]
-    masked = {"eventId": "•••", "patientId": "•••", "data": {"note": "•••", "rate": 0}}
     shown = {name: letter[name] for name in ITEM}
-    return {**shown, **more, "attempts": 1, "headers": headers, "payload": masked, "payloadBytes": 99}
+    return {**shown, **more, "attempts": 1, "headers": headers, "payload": mask(letter["value"]), "payloadBytes": 99}
+
+
+def mask(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: mask(item) for name, item in value.items()}
+    return "•••" if isinstance(value, str) else 0
 
 
 def data(content: Any) -> Response:
