@@ -47,6 +47,8 @@ __all__ = [
     "Writes",
     "chunks",
     "message_document",
+    "message_from_document",
+    "patient_document",
     "translated",
 ]
 
@@ -212,14 +214,7 @@ class Store:
     async def _write_patients(self, patients: list[PatientWrite], session: AsyncClientSession) -> None:
         operations: list[InsertOne[Document] | ReplaceOne[Document]] = []
         for write in patients:
-            row = {
-                "_id": write.row_id,
-                "organizationId": write.organization_id,
-                "patientId": write.patient_id,
-                "position": _position_document(write.new.position),
-                "parked": _parked_document(write.new.parked),
-                "state": write.new.state,
-            }
+            row = patient_document(write)
             if not write.read.exists:
                 operations.append(InsertOne(row))
                 continue
@@ -251,6 +246,18 @@ def message_document(message: Message) -> Document:
         "key": message.key,
         "value": message.value,
         "headers": [list(header) for header in message.headers],
+    }
+
+
+def patient_document(write: PatientWrite) -> Document:
+    """The patient's new row."""
+    return {
+        "_id": write.row_id,
+        "organizationId": write.organization_id,
+        "patientId": write.patient_id,
+        "position": _position_document(write.new.position),
+        "parked": _parked_document(write.new.parked),
+        "state": write.new.state,
     }
 
 
