@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum, auto
@@ -121,6 +121,7 @@ class Lanes(Generic[E]):
         self._lanes: OrderedDict[LaneKey, Lane[E]] = OrderedDict()
         self._ready: OrderedDict[LaneKey, Lane[E]] = OrderedDict()
         self._idle: OrderedDict[LaneKey, None] = OrderedDict()
+        self._stopped: set[LaneKey] = set()
         self._idle_limit = idle_limit
 
     def of(self, key: LaneKey) -> Lane[E]:
@@ -172,6 +173,7 @@ class Lanes(Generic[E]):
 
     def stop(self, lane: Lane[E]) -> None:
         lane.progress = Progress.STOPPED
+        self._stopped.add(lane.key)
 
     def release(self, lane: Lane[E]) -> None:
         """Let a lane wait again: ready if it has records, else idle with its row kept for a while."""
@@ -195,10 +197,12 @@ class Lanes(Generic[E]):
             del self._lanes[lane.key]
             self._ready.pop(lane.key, None)
             self._idle.pop(lane.key, None)
+            self._stopped.discard(lane.key)
         return lanes
 
-    def stopped(self) -> Iterator[Lane[E]]:
-        return (lane for lane in self._lanes.values() if lane.progress is Progress.STOPPED)
+    @property
+    def stopped(self) -> int:
+        return len(self._stopped)
 
     @property
     def any_ready(self) -> bool:

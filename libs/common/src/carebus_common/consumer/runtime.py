@@ -479,14 +479,14 @@ class OrderedConsumer(ConsumerRebalanceListener, Generic[E]):  # type: ignore[mi
             log.warning("handing-over-unfinished", group=self.subscription.group)
 
     def _count_stopped(self) -> None:
-        self._stopped_gauge.set(sum(1 for _ in self._lanes.stopped()))
+        self._stopped_gauge.set(self._lanes.stopped)
 
     def status(self) -> Status:
         return Status(
             connected=self._offsets.consumer is not None,
             partitions=self._offsets.partitions,
             in_flight=self._offsets.in_flight,
-            stopped_patients=sum(1 for _ in self._lanes.stopped()),
+            stopped_patients=self._lanes.stopped,
             store_away=self._store_away,
             broker_away=self._emitter.broker_away,
             paused=self._paused,
