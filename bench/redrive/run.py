@@ -199,4 +199,4 @@ async def check(database: mongo.Database, letters: int) -> None:
 
 if __name__ == "__main__":
     _numbers = [int(word) for word in sys.argv[1:] if word.isdigit()]
-    asyncio.run(main(*(_numbers + [100_000, 1][len(_numbers) :]), kill="--kill" in sys.argv))  # type: ignore[misc]
+    asyncio.run(main(*(_numbers + [100_000, 1][len(_numbers) :]), kill="--kill" in sys.argv))
