@@ -11,6 +11,7 @@ import pytest
 
 from carebus_common.consumer import Change, DeadLetter, Delivery, Limits, RetryPolicy, State
 from carebus_common.contracts.event import MedicalEvent, encode
+from carebus_common.kafka import MessageRefused
 from carebus_common.messages import Message
 
 from .conftest import QUICK, World, appending, event, eventually, of_patient
@@ -312,6 +313,29 @@ async def test_a_dead_letter_whose_publication_was_cut_off_is_published_by_the_n
         await eventually(settled)
     (letter,) = await world.rows("dead_letters")
     assert letter["publishedAt"] is not None
+
+
+async def test_a_dead_letter_that_the_broker_refuses_is_kept_in_the_store_and_holds_nobody_up(world: World) -> None:
+    class Refuses:
+        async def publish_each(self, messages: Any) -> Any:
+            return [MessageRefused("too large") for _ in messages]
+
+    await world.send(event("bad", n=0, permanent=True))
+    async with world.consuming(Failing(world.out), publisher=Refuses()):
+        (letter,) = await world.letters()
+
+        async def passed() -> bool:
+            return await world.committed() == 1
+
+        await eventually(passed, what="the offset passes")
+    assert letter["publishedAt"] is None
+    handle = Failing(world.out)
+    handle.mended = True
+    async with world.consuming(handle):
+        await world.records_of(world.dlq, 1)
+        await world.ask("redrive", letter)
+        await world.wait_for_inbox(1)
+        await world.unparked()
 
 
 async def test_too_many_failures_in_a_row_stop_the_consumer_and_a_restart_does_not_forget_it(world: World) -> None:

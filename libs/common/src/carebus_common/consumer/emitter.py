@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Generic, Protocol, TypeVar
 
 from carebus_common.consumer.change import PatientEvent
@@ -63,10 +64,22 @@ class Emitter(Generic[E]):
                 refused = await self._publish([message for settled in group for message in settled.messages])
                 failpoint("after-emit")
                 if refused:
-                    # Never acknowledged, so never skipped: the low-water mark stays below such a record.
-                    group = [settled for settled in group if refused.isdisjoint(map(id, settled.messages))]
+                    group = list(self._without(refused, group))
                 self._done(group)
             self._idle.set()
+
+    @staticmethod
+    def _without(refused: set[int], group: Sequence[Settled[E]]) -> Iterator[Settled[E]]:
+        """What is done although the broker refused messages of the group.
+
+        A dead letter is in the store all the same, and stays unpublished there. Anything else was never
+        acknowledged and so is never skipped: the low-water mark stays below such a record.
+        """
+        for settled in group:
+            if refused.isdisjoint(map(id, settled.messages)):
+                yield settled
+            elif settled.letter is not None:
+                yield replace(settled, letter=None)
 
     async def _publish(self, messages: list[Message]) -> set[int]:
         """Publish until the broker has acknowledged all; the ids (`id()`) of those it refuses for what they are."""
