@@ -57,9 +57,8 @@ async def main(events: int, runs: int) -> None:
     print("|---|---|---|---|")
     for parked, found in figures.items():
         row = [statistics.median(one[name] for one in found) for name in ("perSecond", "p50", "p99")]
-        print(
-            f"| {'1 % of patients parked' if parked else 'nobody parked'} | {row[0]:.0f} | {row[1]:.1f} | {row[2]:.1f} |"
-        )
+        kind = "1 % of patients parked" if parked else "nobody parked"
+        print(f"| {kind} | {row[0]:.0f} | {row[1]:.1f} | {row[2]:.1f} |")
     for name in ("perSecond", "p99"):
         ratios = [b[name] / a[name] for a, b in zip(figures[False], figures[True], strict=True)]
         print(f"\nratio of {name}: median {statistics.median(ratios):.3f}, of {min(ratios):.3f} to {max(ratios):.3f}")
