@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from .experiments.table import EXPERIMENTS
+from .planted import BUGS
 from .run import run_all, run_planted
 
 
@@ -24,6 +25,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="where to write the report")
     parser.add_argument("--state-dir", type=Path, help="kept; by default a scratch one, kept if something fails")
     parser.add_argument("--planted", action="store_true", help="plant each known bug and expect it to be caught")
+    parser.add_argument("--bug", action="append", choices=list(BUGS), help="with --planted: only this one")
     options = parser.parse_args()
     wanted = [int(number) for number in options.only.split(",") if number] or [one.number for one in EXPERIMENTS]
     chosen = [one for number in wanted for one in EXPERIMENTS if one.number == number]
@@ -33,7 +35,7 @@ def main() -> int:
     print(f"seed {options.seed}, scale {options.scale:g}, state in {state_dir}", flush=True)
     try:
         if options.planted:
-            results = asyncio.run(run_planted(state_dir, options.seed))
+            results = asyncio.run(run_planted(state_dir, options.seed, options.bug))
         else:
             results = asyncio.run(run_all(chosen, state_dir, options.scale, options.seed))
     except KeyboardInterrupt:

@@ -27,7 +27,10 @@ def home() -> Path:
 
 
 def arm(service: str) -> None:
-    """Arm what `failpoints-SERVICE-PID` says, or else `failpoints-SERVICE`, now and later. Call it before anything of Carebus is imported."""
+    """Arm what `failpoints-SERVICE-PID` says, or else `failpoints-SERVICE`, now and later.
+
+    To be called before anything of Carebus is imported.
+    """
     assert not any(module.startswith("carebus_") for module in sys.modules), "too late to arm failpoints"
     # That it may be armed later, it has to be armed from the start.
     os.environ |= {"CAREBUS_FAILPOINTS": "before-emit=stop@0", "CAREBUS_ENVIRONMENT": "test"}

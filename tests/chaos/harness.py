@@ -111,6 +111,9 @@ class Chaos:
     def arm(self, service: str, rules: str, *, pid: int | None = None) -> None:
         """Which failpoints the service's processes have, or one of them, from a moment later on; "" for none."""
         wanted = self.home / (f"failpoints-{service}" if pid is None else f"failpoints-{service}-{pid}")
+        if not rules:
+            wanted.unlink(missing_ok=True)
+            return
         scratch = wanted.with_suffix(".new")
         scratch.write_text(rules)
         scratch.replace(wanted)

@@ -10,7 +10,7 @@ import httpx
 
 from .harness import Chaos, Failed
 
-__all__ = ["choose_all", "consumer", "redrive_all", "resume"]
+__all__ = ["consumer", "discard_all", "redrive_all", "resume"]
 
 _OPERATIONS = "carebus"
 _PATIENCE = 60.0
@@ -19,10 +19,15 @@ _REASON = "the harness has solved the problem"
 
 async def redrive_all(chaos: Chaos, organization: str) -> int:
     """Ask for the redrive of every open dead letter of the organization; how many were asked for."""
-    return await choose_all(chaos, "redrive", organization)
+    return await _choose_all(chaos, "redrive", organization)
 
 
-async def choose_all(chaos: Chaos, action: Literal["redrive", "discard"], organization: str) -> int:
+async def discard_all(chaos: Chaos, organization: str) -> int:
+    """Give up every open dead letter of the organization."""
+    return await _choose_all(chaos, "discard", organization)
+
+
+async def _choose_all(chaos: Chaos, action: Literal["redrive", "discard"], organization: str) -> int:
     """The same, redrive or discard; page by page."""
     requested: int = 0
     body: dict[str, Any] = {"filter": {"organizationId": organization}, "reason": _REASON, "dryRun": False}

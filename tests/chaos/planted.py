@@ -117,12 +117,13 @@ def _redrive_without_the_owner() -> None:
     def revokes_nothing(self: Any, _: Iterable[int]) -> None:
         self._at_work = {row_id: lane for row_id, lane in self._at_work.items() if not lane.revoked}
 
-    def whatever_stands(as_read: Mapping[str, Any], row: Mapping[str, Any], **options: Any) -> Any:
-        return ReplaceOne({"_id": as_read["_id"]}, row, **options)
+    class WhateverStands(ReplaceOne[Any]):
+        def __init__(self, as_read: Mapping[str, Any], row: Any, **options: Any) -> None:
+            super().__init__({"_id": as_read["_id"]}, row, **options)
 
     _replace("parking.Parking.__init__", owns_all)
     _replace("parking.Parking.revoked", revokes_nothing)
-    _replace("store.ReplaceOne", whatever_stands)
+    _replace("store.ReplaceOne", WhateverStands)
 
 
 def _emit_before_commit() -> None:
@@ -157,7 +158,7 @@ def _in_memory_retry() -> None:
     def remember(handling: Any, plan: Any, lane: Any, record: Any, row: Any, error: Exception) -> Any:
         if isinstance(error, DeadLetter):
             return _park(handling, plan, lane, record, row, error)
-        asyncio.get_running_loop().call_later(1, again, lane, record)
+        asyncio.get_running_loop().call_later(3, again, lane, record)
         return row, Settled(record, Fate.FORGOTTEN)
 
     def behind_unless_remembered(record: Any, row: Any) -> bool:
@@ -172,7 +173,7 @@ BUGS = {
     bug.name: bug
     for bug in (
         Bug("no-unique-index", _no_unique_index, 5, frozenset({"twice"})),
-        Bug("offset-first", _offset_first, 3, frozenset({"lost"})),
+        Bug("offset-first", _offset_first, 31, frozenset({"lost"})),
         Bug("parked-check-skipped", _parked_check_skipped, 7, _DISORDER),
         Bug(
             "redrive-without-the-owner",
@@ -180,7 +181,7 @@ BUGS = {
             7,
             frozenset({"twice", "lost", "trail", "order", "stuck"}),
         ),
-        Bug("emit-before-commit", _emit_before_commit, 3, frozenset({"emitted"})),
+        Bug("emit-before-commit", _emit_before_commit, 31, frozenset({"emitted"})),
         Bug("in-memory-retry", _in_memory_retry, 7, _DISORDER),
     )
 }

@@ -11,7 +11,7 @@ from pathlib import Path
 from time import monotonic, strftime
 from typing import Any
 
-from .experiments.table import EXPERIMENTS
+from .experiments.table import EXPERIMENTS, PROBES
 from .harness import Chaos, Experiment, Failed, Say, started
 from .oracle import judge
 from .planted import BUGS, Bug
@@ -70,14 +70,14 @@ async def _one(experiment: Experiment, chaos: Chaos, say: Say, seed: int) -> Res
     return Result(experiment.number, experiment.title, True, seconds, figures)
 
 
-async def run_planted(state_dir: Path, seed: int, names: Sequence[str] = ()) -> list[Result]:
+async def run_planted(state_dir: Path, seed: int, names: Sequence[str] | None = None) -> list[Result]:
     """Plant each bug and run the smallest experiment that catches it; passed if the oracle sees what it should."""
     return [await _planted(BUGS[name], state_dir / name, seed) for name in names or BUGS]
 
 
 async def _planted(bug: Bug, state_dir: Path, seed: int) -> Result:
     say = _voice(bug.name)
-    (experiment,) = (one for one in EXPERIMENTS if one.number == bug.experiment)
+    (experiment,) = (one for one in (*EXPERIMENTS, *PROBES) if one.number == bug.experiment)
     title = f"planted: {bug.name}"
     say(f"{experiment.title}, with the bug")
     began = monotonic()
@@ -90,9 +90,10 @@ async def _planted(bug: Bug, state_dir: Path, seed: int) -> Result:
             await _one(experiment, chaos, say, seed)
         except Exception as error:
             how = _why(error)
-            # It may have failed on its way to the verdict: the oracle has the last word.
+            # It may have failed on its way to the verdict: then the oracle has the last word. What has not come to an
+            # end by then is missing and not lost.
             kinds = error.kinds if isinstance(error, Failed) else frozenset()
-            kinds = kinds or await _judged(chaos)
+            kinds = kinds or await _judged(chaos) - {"lost", "emitted", "claims"}
     caught = bool(kinds & bug.seen_as)
     say(f"{'caught' if caught else 'NOT CAUGHT'}: {', '.join(sorted(kinds)) or how}")
     figures = {"seen as": sorted(kinds), "how": how.splitlines()[0]}

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from carebus_common.failpoints import NAMES
 
 from ..harness import Chaos, until
 from ..ledger import Entry
-from ..operations import redrive_all
+from ..operations import discard_all, redrive_all
 from ..sender import Make, Sender
 from .parking import all_applied
 
-__all__ = ["at_every_step"]
+__all__ = ["at_every_step", "before_transactions"]
 
 # Claims emits nothing, and nothing of it fails.
 _OF_CLAIMS = frozenset({"before-transaction", "after-transaction", "before-offset-commit", "after-offset-commit"})
@@ -24,37 +24,57 @@ _OF_CLAIMS = frozenset({"before-transaction", "after-transaction", "before-offse
 async def at_every_step(chaos: Chaos) -> Mapping[str, Any]:
     """Processors die before and after the transaction, the emit, the DLQ acknowledgement, the offset commit and the
     unparking, each so many times, and claims with them where it has such a step: 000."""
-    times = chaos.scaled(10, 2)
-    before = Counter(chaos.struck())
     sender = chaos.sender()
-    stop = asyncio.Event()
-    sending = asyncio.create_task(
-        sender.send([f"p{n}" for n in range(20_000)], _load(sender), rate=120, batch=10, workers=8, stop=stop)
-    )
     redriving = asyncio.create_task(_redrive_again_and_again(chaos, sender))
     try:
-        for number in range(1, times // 2 + 1):
-            for name in NAMES:
-                await _die_at(chaos, name, before, 2 * number)
-            chaos.say(f"struck {dict(Counter(chaos.struck()) - before)}, {len(sender.ledger):,} events sent")
+        figures = await _die(chaos, sender, NAMES, chaos.scaled(10, 1))
     finally:
-        stop.set()
         redriving.cancel()
-        chaos.arm("processor", "")
-        chaos.arm("claims", "")
-        await asyncio.gather(sending, redriving, return_exceptions=True)
+        await asyncio.gather(redriving, return_exceptions=True)
     await chaos.drained(within=120)
     await chaos.verdict(sender)
     chaos.fix(sender.organization)
     redriven = await redrive_all(chaos, sender.organization)
+    await chaos.drained(within=120)
+    # Some were redriven too often while nothing was solved.
+    discarded = await discard_all(chaos, sender.organization)
     drained = await chaos.drained(within=120)
     await all_applied(chaos, sender)
     return {
-        "events": len(sender.ledger),
-        "died": dict(Counter(chaos.struck()) - before),
-        "redriven": redriven,
+        **figures,
+        "redriven at last": redriven,
+        "discarded at last": discarded,
         "drained after seconds": round(drained, 1),
     }
+
+
+async def before_transactions(chaos: Chaos) -> Mapping[str, Any]:
+    """Only that: what is smallest to tell the order of transaction, emit and offset commit."""
+    sender = chaos.sender()
+    figures = await _die(chaos, sender, ("before-transaction",), 4)
+    await chaos.drained(within=60)
+    await chaos.verdict(sender)
+    return figures
+
+
+async def _die(chaos: Chaos, sender: Sender, names: Sequence[str], times: int) -> dict[str, Any]:
+    """Have processors die at each of these places so many times, under load."""
+    before = Counter(chaos.struck())
+    stop = asyncio.Event()
+    sending = asyncio.create_task(
+        sender.send([f"p{n}" for n in range(20_000)], _load(sender), rate=120, batch=10, workers=8, stop=stop)
+    )
+    try:
+        for number in range(1, times + 1):
+            for name in names:
+                await _die_at(chaos, name, before, number)
+            chaos.say(f"struck {dict(Counter(chaos.struck()) - before)}, {len(sender.ledger):,} events sent")
+    finally:
+        stop.set()
+        chaos.arm("processor", "")
+        chaos.arm("claims", "")
+        await asyncio.gather(sending, return_exceptions=True)
+    return {"events": len(sender.ledger), "died": dict(Counter(chaos.struck()) - before)}
 
 
 async def _die_at(chaos: Chaos, name: str, before: Counter[str], times: int) -> None:
@@ -66,7 +86,7 @@ async def _die_at(chaos: Chaos, name: str, before: Counter[str], times: int) -> 
     async def struck() -> bool:
         return (Counter(chaos.struck()) - before)[name] >= times
 
-    await until(struck, within=90, what=f"processes die {times} times at {name}")
+    await until(struck, within=90, what=f"a process dies at {name}, for the {times}. time")
     chaos.arm("claims", "")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..harness import Experiment, Setup
 from .away import broken_producer, broker_away, store_away
-from .crashes import at_every_step
+from .crashes import at_every_step, before_transactions
 from .members import halted_member, joining_and_leaving
 from .parking import always_failing, killed_while_parking, third_of_twenty
 from .rebuild import rebuild
@@ -12,7 +12,7 @@ from .shutdown import sigterm_under_load
 from .storm import storm
 from .traffic import one_patient_has_half, parallel_copies
 
-__all__ = ["EXPERIMENTS"]
+__all__ = ["EXPERIMENTS", "PROBES"]
 
 _PROXIED = Setup(processors=2, ingest=1, proxied=True)
 
@@ -32,3 +32,6 @@ EXPERIMENTS = (
     Experiment(10, "broker away", broker_away, _PROXIED),
     Experiment(11, "a producer's fatal error", broken_producer, _PROXIED),
 )
+
+# Parts of the above, for planted bugs.
+PROBES = (Experiment(31, "a process dies just before its transaction", before_transactions),)
