@@ -26,7 +26,7 @@ from .ledger import Ledger
 from .oracle import MINIMUM_ACCEPTED, Found, judge
 from .processor import fix
 from .proxy import Proxy
-from .reading import Reader, reading
+from .reading import NotDrained, Reader, reading
 from .sender import Sender, Session
 
 __all__ = ["Chaos", "Experiment", "Failed", "Setup", "started"]
@@ -135,7 +135,10 @@ class Chaos:
     async def drained(self, *, within: float) -> float:
         """Wait until all is healthy, no group has lag and no patient waits for a retry; the seconds it took."""
         await self.processes.healthy(within=within)
-        seconds = await self.reader.drained(within=within)
+        try:
+            seconds = await self.reader.drained(within=within)
+        except NotDrained as error:
+            raise Failed(str(error), frozenset({"stuck"} if error.stuck else ())) from None
         self.say(f"drained in {seconds:.1f} s")
         return seconds
 

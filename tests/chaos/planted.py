@@ -182,6 +182,6 @@ BUGS = {
             frozenset({"twice", "lost", "trail", "order", "stuck"}),
         ),
         Bug("emit-before-commit", _emit_before_commit, 31, frozenset({"emitted"})),
-        Bug("in-memory-retry", _in_memory_retry, 7, _DISORDER),
+        Bug("in-memory-retry", _in_memory_retry, 61, _DISORDER),
     )
 }

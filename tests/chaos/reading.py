@@ -23,7 +23,7 @@ from carebus_local.parts import StackUrls
 from .oracle import DeadLetter, Found
 from .trail import FIELD, Trail
 
-__all__ = ["GROUPS", "Reader", "reading"]
+__all__ = ["GROUPS", "NotDrained", "Reader", "reading"]
 
 Document = dict[str, Any]
 # Each group and the topic it reads.
@@ -31,6 +31,9 @@ GROUPS: Mapping[str, str] = {"carebus-processor": EVENTS.name, "carebus-claims":
 
 
 _WHOSE = {"eventId": 1, "patientId": 1, "organizationId": 1}
+
+
+_TURN = "patients whose turn it is"
 
 
 class _Processed(msgspec.Struct, rename="camel"):
@@ -52,6 +55,14 @@ async def reading(parts: StackUrls) -> AsyncIterator[Reader]:
         yield Reader(parts.kafka_bootstrap, client)
     finally:
         await client.close()
+
+
+class NotDrained(AssertionError):
+    """`stuck`: nothing comes any more, and patients wait whose turn it is."""
+
+    def __init__(self, seconds: float, left: Mapping[str, Any]) -> None:
+        super().__init__(f"not drained within {seconds:g} s: {dict(left)}")
+        self.stuck = bool(left.get(_TURN))
 
 
 class Reader:
@@ -91,7 +102,7 @@ class Reader:
         return lags
 
     async def drained(self, *, within: float) -> float:
-        """Wait until no group has lag and no patient waits for a retry; the seconds it took. Raises AssertionError."""
+        """Wait until no group has lag and no patient waits for a retry; the seconds it took. Raises NotDrained."""
         return await self._until(self._left, within)
 
     async def caught_up(self, *, within: float) -> float:
@@ -108,7 +119,7 @@ class Reader:
             if not still:
                 return monotonic() - began
             if monotonic() - began > within:
-                raise AssertionError(f"not drained within {within:g} s: {dict(still)}")
+                raise NotDrained(within, still)
             await asyncio.sleep(0.3)
 
     async def _lagging(self) -> Mapping[str, Any]:
@@ -120,7 +131,7 @@ class Reader:
         retrying = await self.processor["parked_patients"].count_documents({"status": {"$ne": "dead-lettered"}})
         requests = await self.processor["dead_letter_requests"].count_documents({})
         if retrying or requests:
-            return {"patients whose turn it is": retrying, "requests": requests}
+            return {_TURN: retrying, "requests": requests}
         # What was retried meanwhile may have been emitted after the lag was read.
         return await self._lagging()
 

@@ -14,7 +14,7 @@ from ..operations import redrive_all, resume
 from ..sender import Make, Sender
 from .traffic import latencies, p99
 
-__all__ = ["always_failing", "killed_while_parking", "third_of_twenty"]
+__all__ = ["always_failing", "killed_while_parking", "third_of_twenty", "transient_failures"]
 
 _EVENTS, _FAILING = 20, 3
 _TURNS = 3
@@ -146,6 +146,16 @@ async def killed_while_parking(chaos: Chaos) -> Mapping[str, Any]:
         "redrives asked for": asked,
         "drained after seconds": round(drained, 1),
     }
+
+
+async def transient_failures(chaos: Chaos) -> Mapping[str, Any]:
+    """What is smallest to tell a retry that overtakes: event 3 of 20 fails once, while the next ones arrive."""
+    sender = chaos.sender()
+    patients = [f"sick{n}" for n in range(40)]
+    await sender.send(patients, failing_third(sender, fail="transient", times=1), rate=120, batch=10)
+    await chaos.drained(within=60)
+    await all_applied(chaos, sender)
+    return {"events": len(sender.ledger)}
 
 
 async def _open(chaos: Chaos, sender: Sender) -> int:

@@ -6,7 +6,7 @@ from ..harness import Experiment, Setup
 from .away import broken_producer, broker_away, store_away
 from .crashes import at_every_step, before_transactions
 from .members import halted_member, joining_and_leaving
-from .parking import always_failing, killed_while_parking, third_of_twenty
+from .parking import always_failing, killed_while_parking, third_of_twenty, transient_failures
 from .rebuild import rebuild
 from .shutdown import sigterm_under_load
 from .storm import storm
@@ -34,4 +34,7 @@ EXPERIMENTS = (
 )
 
 # Parts of the above, for planted bugs.
-PROBES = (Experiment(31, "a process dies just before its transaction", before_transactions),)
+PROBES = (
+    Experiment(31, "a process dies just before its transaction", before_transactions),
+    Experiment(61, "event 3 of 20 fails once", transient_failures),
+)
