@@ -44,7 +44,8 @@ class Proxy:
         self._passing = asyncio.Event()
         self._answering = asyncio.Event()
         self._links: set[_Link] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._pumps: set[asyncio.Task[None]] = set()
+        self._accepting: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
         self.set("none")
 
@@ -56,9 +57,9 @@ class Proxy:
         if self._server is not None:
             self._server.close()
         self.cut()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for pump in self._pumps:
+            pump.cancel()
+        await asyncio.gather(*self._accepting, return_exceptions=True)
 
     def set(self, fault: Fault) -> None:
         """`blackhole`: nothing passes, connections stay; `half-open`: answers are swallowed until the end of it;
@@ -90,6 +91,15 @@ class Proxy:
         self.failing_produces, self.produce_error = count, error
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._accepting.add(task)
+        try:
+            await self._pass_on(reader, writer)
+        finally:
+            self._accepting.discard(task)
+
+    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self._fault == "refuse":
             writer.transport.abort()
             return
@@ -104,7 +114,7 @@ class Proxy:
             asyncio.create_task(self._requests(link, reader)),
             asyncio.create_task(self._answers(link, part_reader)),
         }
-        self._tasks |= pumps
+        self._pumps |= pumps
         try:
             await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -114,7 +124,7 @@ class Proxy:
             for pump in pumps:
                 pump.cancel()
             await asyncio.gather(*pumps, return_exceptions=True)
-            self._tasks -= pumps
+            self._pumps -= pumps
 
     async def _requests(self, link: _Link, reader: asyncio.StreamReader) -> None:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
