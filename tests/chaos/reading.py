@@ -139,7 +139,7 @@ class Reader:
         """Everything about one organization's events; topics from the offsets `since` on."""
         org = {"organizationId": organization}
         had_effect = {**org, "discardedAt": {"$exists": False}}
-        rows = [row async for row in self.processor["processed_events"].find(had_effect, _WHOSE)]
+        rows = [row async for row in self.processor["processed_events"].find(had_effect, {**_WHOSE, "source": 1})]
         states = self.processor["patients"].find(org, {f"state.{FIELD}": 1})
         histories = [row async for row in self.claims["patient_histories"].find(org, {**_WHOSE, "source": 1})]
         histories.sort(key=lambda row: (row["source"]["partition"], row["source"]["offset"]))
@@ -151,28 +151,32 @@ class Reader:
             trails={row["_id"]: Trail.from_state(row.get("state")) async for row in states if row.get("state")},
             emitted=emitted,
             differing=differing,
-            parked=await self._parked(organization, letters),
+            parked=await self._parked(organization, rows, letters),
             dead_letters=[_letter(row) for row in letters],
             dlq=await self._dlq(organization),
             histories=_by_patient(histories),
             history_totals={row["_id"]: row["state"]["eventTotal"] async for row in summaries if row.get("state")},
         )
 
-    async def _parked(self, organization: str, letters: Iterable[Document]) -> dict[str, list[str]]:
-        """What waits in the parking; a head that has become a dead letter is counted there."""
-        dead = {
-            (letter["patientId"], letter["eventId"])
-            for letter in letters
-            if letter["status"] == "open" and letter.get("blocking", False)
-        }
-        rows = [row async for row in self.processor["parked_events"].find({"organizationId": organization}, _WHOSE)]
-        rows.sort(key=lambda row: int(row["_id"].rpartition("#")[2]))
-        heads: set[str] = set()
+    async def _parked(
+        self, organization: str, applied: Iterable[Document], letters: Iterable[Document]
+    ) -> dict[str, list[str]]:
+        """What waits in the queues: events that are nowhere else. A head that is a dead letter is counted there.
+
+        A queue also holds copies that a sender sent again: other records of an event that was applied, is dead or
+        waits further ahead. They are recognized when their turn comes. The same record in two places is not a copy.
+        """
+        dead = [one for one in letters if one["status"] == "open" and one["blocking"]]
+        places = {(row["patientId"], row["eventId"]): _place(row) for row in (*applied, *dead)}
+        heads_of = {(row["patientId"], row["eventId"]) for row in dead}
+        found = self.processor["parked_events"].find({"organizationId": organization}, {**_WHOSE, "source": 1})
+        rows = sorted([row async for row in found], key=lambda row: int(row["_id"].rpartition("#")[2]))
+        seen: set[str] = set()
         waiting: list[Document] = []
         for row in rows:
-            head = row["patientId"] not in heads
-            heads.add(row["patientId"])
-            if not (head and (row["patientId"], row["eventId"]) in dead):
+            event, head = (row["patientId"], row["eventId"]), row["patientId"] not in seen
+            seen.add(row["patientId"])
+            if places.setdefault(event, _place(row)) == _place(row) and not (head and event in heads_of):
                 waiting.append(row)
         return _by_patient(waiting)
 
@@ -241,6 +245,10 @@ def _by_patient(rows: Iterable[Document]) -> dict[str, list[str]]:
     for row in rows:
         found.setdefault(f"{row['organizationId']}/{row['patientId']}", []).append(row["eventId"])
     return found
+
+
+def _place(row: Document) -> tuple[int, int]:
+    return row["source"]["partition"], row["source"]["offset"]
 
 
 def _letter(row: Document) -> DeadLetter:
