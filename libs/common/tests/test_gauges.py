@@ -86,6 +86,8 @@ async def test_pauses_and_lag_are_told_while_it_runs_and_only_of_owned_partition
     try:
         await until(lambda: consumer.paused("broker-away") == 0)
         assert consumer.lag() == {}
+        labels = {"group": consumer.subscription.group, "reason": "crashed"}
+        assert prometheus_client.REGISTRY.get_sample_value("carebus_dead_letters_total", labels) == 0
         gauges.kafka = kafka
         # What was never committed lags from where the partition begins.
         await until(lambda: consumer.lag() == {0: 3, 1: 6})

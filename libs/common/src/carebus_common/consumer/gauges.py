@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
 from carebus_common import metrics
+from carebus_common.consumer.letters import Reason
 from carebus_common.consumer.limits import Status
 from carebus_common.consumer.runtime import OrderedConsumer
 
@@ -47,6 +48,9 @@ class Gauges:
 
     async def run(self) -> None:
         """Until cancelled."""
+        for reason in get_args(Reason):
+            # A counter that begins with its first dead letter has not grown by it, for an alert on its increase.
+            metrics.DEAD_LETTERS.labels(self._group, reason)
         clock = asyncio.get_running_loop().time
         asked = float("-inf")
         while True:
