@@ -47,9 +47,9 @@ _processed = msgspec.json.Decoder(_Processed)
 
 @asynccontextmanager
 async def reading(parts: StackUrls) -> AsyncIterator[Reader]:
-    """A reader of these parts, by connections that no fault of an experiment touches."""
+    """A reader of these parts. It asks the store past any proxy; the broker sends everybody through its own."""
     client: AsyncMongoClient[Document] = AsyncMongoClient(
-        parts.mongo_url, tz_aware=True, serverSelectionTimeoutMS=5000, socketTimeoutMS=60_000
+        parts.mongo_url, tz_aware=True, serverSelectionTimeoutMS=5000, socketTimeoutMS=180_000
     )
     try:
         yield Reader(parts.kafka_bootstrap, client)

@@ -114,16 +114,18 @@ async def killed_while_parking(chaos: Chaos) -> Mapping[str, Any]:
 
     names = [f"sick{n}" for n in range(patients)]
     sending = asyncio.create_task(sender.send(names, make, rate=patients, batch=10, stop=stop))
+    kills = chaos.scaled(20, 4)
     try:
-        async with killing(chaos):
+        async with killing(chaos, kills):
 
             async def parked() -> bool:
                 return len(sender.ledger) >= 5 * patients and await _open(chaos, sender) >= 0.9 * patients
 
             await until(parked, within=180, what="the patients are parked behind dead letters")
-            chaos.say(f"{await _open(chaos, sender)} dead letters; redriving, while new events arrive")
-            chaos.fix(sender.organization)
-            asked = 0
+        chaos.say(f"{await _open(chaos, sender)} dead letters; redriving, while new events arrive")
+        chaos.fix(sender.organization)
+        asked = 0
+        async with killing(chaos, kills):
 
             async def redriven() -> bool:
                 nonlocal asked
@@ -132,7 +134,6 @@ async def killed_while_parking(chaos: Chaos) -> Mapping[str, Any]:
                 return await _open(chaos, sender) == 0
 
             await until(redriven, within=180, what="every dead letter is redriven")
-        kills = chaos.processes.kills.total()
     finally:
         stop.set()
         await sending
@@ -144,7 +145,7 @@ async def killed_while_parking(chaos: Chaos) -> Mapping[str, Any]:
     return {
         "events": len(sender.ledger),
         "patients": patients,
-        "kills": kills,
+        "kills": chaos.processes.kills.total(),
         "redrives asked for": asked,
         "drained after seconds": round(drained, 1),
     }
@@ -166,19 +167,23 @@ async def _open(chaos: Chaos, sender: Sender) -> int:
 
 
 @asynccontextmanager
-async def killing(chaos: Chaos, *, every: tuple[float, float] = (0.5, 4.0)) -> AsyncIterator[None]:
-    """Kill -9 of a processor that is up, one after the other, all the while."""
+async def killing(chaos: Chaos, count: int, *, every: tuple[float, float] = (0.5, 5.0)) -> AsyncIterator[None]:
+    """So many times, kill -9 of a processor that is up; all of them before the block ends.
+
+    A group whose members die faster than their sessions end never comes to work, so it is a number and not a time.
+    """
 
     async def kill() -> None:
-        while True:
+        left = count
+        while left:
             await asyncio.sleep(chaos.rng.uniform(*every))
-            up = chaos.processes.up("processor")
-            if up:
-                chaos.processes.kill(chaos.rng.choice(up))
+            if up := chaos.processes.up("processor"):
+                left -= chaos.processes.kill(chaos.rng.choice(up))
 
     task = asyncio.create_task(kill())
     try:
         yield
+        await task
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
