@@ -6,7 +6,8 @@ What it takes and answers is what `carebus_common.ops.models` has.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+import re
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -22,6 +23,7 @@ Letter = dict[str, Any]
 PATIENT = "patient-who-is-secret"
 SECRET = "a-value-that-is-secret"
 HASH = "0123456789abcdef"
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _FILTERS = {"fingerprint", "type", "organizationId", "patient", "since", "until"}
 
 
@@ -65,7 +67,7 @@ class FakeOps:
     away: set[str] = field(default_factory=set)
     seen: list[tuple[str, str]] = field(default_factory=list)
     bodies: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
-    pending: list[tuple[str, str, str, str]] = field(default_factory=list)
+    pending: list[tuple[str, str, str, str, str | None]] = field(default_factory=list)
     carried: list[str] = field(default_factory=list)
     owner_speed: int = 10**9
     outcome: Callable[[Letter], str] = lambda _: "processed"
@@ -178,6 +180,9 @@ class FakeOps:
             case "GET", ["requests"]:
                 self.carry_out()
                 return data({"requests": len(self.pending), "deadLetters": len(self.pending)})
+            case "GET", ["runs", run]:
+                self.carry_out()
+                return data(self.run(who, run))
             case "POST", ["dead-letters", ("redrive" | "discard") as action]:
                 return data(self.choose(who, action, body))
             case "POST", ["dead-letters", letter_id, "reveal"]:
@@ -254,9 +259,9 @@ class FakeOps:
         )
 
     def choose(self, who: Who, action: str, body: dict[str, Any]) -> dict[str, Any]:
-        reason = reason_of(body, {"ids", "filter", "reason", "dryRun", "cursor", "limit"})
-        dry, limit = body.get("dryRun", True), body.get("limit", 1000)
-        if not 1 <= limit <= 1000 or ("ids" in body) == ("filter" in body):
+        reason = reason_of(body, {"ids", "filter", "reason", "dryRun", "cursor", "limit", "run"})
+        dry, limit, run = body.get("dryRun", True), body.get("limit", 1000), check_run(body.get("run"))
+        if not 1 <= limit <= 20_000 or ("ids" in body) == ("filter" in body):
             raise Refusal(400, "invalid-request")
         following, matching, skipped = None, None, []
         if "ids" in body:
@@ -282,7 +287,7 @@ class FakeOps:
         skipped += [{"id": each, "why": why} for each, why in reasons.items() if why]
         taken = [one for one in page if not reasons[one["id"]]]
         if not dry:
-            self.pending += [(one["id"], action, who.subject, reason) for one in taken]
+            self.pending += [(one["id"], action, who.subject, reason, run) for one in taken]
         count = len(taken) if matching is None else matching
         return {
             "dryRun": dry,
@@ -290,7 +295,8 @@ class FakeOps:
             "matchingAtLeast": 10_000 if dry and count >= 10_000 else None,
             "requested": len(taken),
             "patients": len({one["patient"] for one in taken}),
-            "skipped": skipped,
+            "skipped": skipped[:1000],
+            "moreSkipped": max(0, len(skipped) - 1000),
             "next": following,
         }
 
@@ -304,7 +310,7 @@ class FakeOps:
     def carry_out(self) -> None:
         """What the owners of the partitions do: each request once, whatever is asked how often."""
         now, self.pending = self.pending[: self.owner_speed], self.pending[self.owner_speed :]
-        for letter_id, action, subject, reason in now:
+        for letter_id, action, subject, reason, run in now:
             letter = self.letters[letter_id]
             if letter["status"] != "open":
                 continue
@@ -312,12 +318,28 @@ class FakeOps:
             at = datetime.now(UTC).isoformat().replace("+00:00", "Z")
             status = "discarded" if action == "discard" else self.outcome(letter)
             letter |= {"status": {"redrive": "redriven", "discard": "discarded"}[action]}
-            letter[action] = {"by": subject, "at": at, "reason": reason}
+            letter[action] = {"by": subject, "at": at, "reason": reason, "run": run}
             again = None
             if status == "dead-lettered":
                 again = f"{letter_id}~1"
                 self.letters[again] = {**letter, "id": again, "status": "open", "createdAt": at, "redrives": 1}
             letter["outcome"] = {"status": status, "at": at, "deadLetter": again}
+
+    def run(self, who: Who, run: str) -> dict[str, Any]:
+        check_run(run)
+        pending = sum(one[4] == run for one in self.pending)
+        done = [
+            letter
+            for letter in self.letters.values()
+            if who.organization in ("carebus", letter["organizationId"]) and letter["status"] != "open"
+            if run in [(letter[action] or {}).get("run") for action in ("redrive", "discard")]
+        ]
+        again = [one for one in done if one["outcome"]["status"] == "dead-lettered"]
+        return {
+            "pending": {"requests": pending, "deadLetters": pending},
+            "outcomes": dict(Counter(one["outcome"]["status"] for one in done)),
+            "again": [{"id": one["id"], "deadLetter": one["outcome"]["deadLetter"]} for one in again[:100]],
+        }
 
     def reveal(self, who: Who, letter_id: str, reason: str) -> dict[str, Any]:
         if "operator-phi" not in who.roles:
@@ -335,7 +357,7 @@ class FakeOps:
         }
 
     def edit(self, who: Who, letter_id: str, body: dict[str, Any]) -> dict[str, Any]:
-        reason = reason_of(body, {"value", "reason"})
+        reason = reason_of(body, {"value", "reason", "run"})
         if "operator-phi" not in who.roles:
             raise Refusal(403, "forbidden")
         letter = self.one(who, letter_id)
@@ -344,7 +366,7 @@ class FakeOps:
         if body["value"].get("patientId") != letter["value"]["patientId"]:
             raise Refusal(422, "not-allowed", "$.value.patientId", "the same as the record's")
         letter["edited"] = body["value"]
-        self.pending.append((letter_id, "redrive", who.subject, reason))
+        self.pending.append((letter_id, "redrive", who.subject, reason, body.get("run")))
         return view(letter)
 
     def purge(self, who: Who, rest: list[str], method: str, body: dict[str, Any]) -> Any:
@@ -426,7 +448,9 @@ ITEM = (
 
 
 def view(letter: Letter) -> dict[str, Any]:
-    more = {name: letter[name] for name in ("causes", "edits", "redrive", "discard")}
+    more = {name: letter[name] for name in ("causes", "edits")}
+    for action in ("redrive", "discard"):
+        more[action] = letter[action] and {name: letter[action][name] for name in ("by", "at", "reason")}
     headers = [{"name": "ce_type", "value": "observation"}, {"name": "x-theirs", "value": None}]
     shown = {name: letter[name] for name in ITEM}
     return {**shown, **more, "attempts": 1, "headers": headers, "payload": mask(letter["value"]), "payloadBytes": 99}
@@ -458,6 +482,12 @@ def cursor_of(cursor: str | None, bound: bytes) -> tuple[str, str] | None:
 def only(given: dict[str, Any], allowed: set[str]) -> None:
     for name in given.keys() - allowed:
         raise Refusal(400, "invalid-request", name, "unknown name")
+
+
+def check_run(run: str | None) -> str | None:
+    if run is not None and not _UUID.fullmatch(run):
+        raise Refusal(400, "invalid-request", "run", "a UUID")
+    return run
 
 
 def reason_of(body: dict[str, Any], allowed: set[str]) -> str:

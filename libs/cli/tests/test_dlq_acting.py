@@ -8,17 +8,19 @@ import os
 import shlex
 import signal
 import sys
-from datetime import UTC, datetime
+from collections import Counter
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
 
 from carebus_cli.client import GatewayClient
-from carebus_cli.dlq.redrive import Asked, Pace, Selection, ask_for, carried_out, expected, settled
+from carebus_cli.dlq.redrive import Asked, Pace, Progress, Selection, ask_for, expected, follow
 from carebus_cli.main import app
 
 from .stand_in_ops import HASH, FakeOps, refusal
+
+RUN = "00000000-0000-4000-8000-00000000abcd"
 
 
 async def carebus(ops: FakeOps, *arguments: str, token: str = "t0ken", **env: str) -> Result:
@@ -93,14 +95,15 @@ async def test_what_is_not_clearly_chosen_with_a_reason_is_not_done(
 
 
 async def test_all_pages_are_redriven_up_to_one_time_and_the_outcomes_told(ops: FakeOps) -> None:
-    ops.add(2500)
-    result = await carebus(ops, "dlq", "redrive", "--all", "--yes", "--reason", "fixed", "--rate", "100000")
+    ops.add(25_000)
+    result = await carebus(ops, "dlq", "redrive", "--all", "--yes", "--reason", "fixed", "--rate", "5000")
     assert result.exit_code == 0, result.output
-    assert "2,500 dead letters asked for" in result.stdout
-    assert "processed: 2,500" in result.stdout
-    assert [body.get("cursor") is not None for body in asked(ops)] == [False, True, True]
+    assert "25,000 dead letters asked for" in result.stdout
+    assert "processed: 25,000" in result.stdout
+    assert [body.get("cursor") is not None for body in asked(ops)] == [False, True]
     assert len({body["filter"]["until"] for body in asked(ops)}) == 1
-    assert {(body["limit"], body["reason"]) for body in asked(ops)} == {(1000, "fixed")}
+    assert {(body["limit"], body["reason"]) for body in asked(ops)} == {(20_000, "fixed")}
+    assert len({body["run"] for body in asked(ops)}) == 1
     assert sorted(ops.carried) == sorted(ops.letters)
 
 
@@ -110,14 +113,18 @@ async def test_only_what_the_filters_find_is_redriven(ops: FakeOps) -> None:
     ops.add(4, failure=failure)
     given = ["--fingerprint", "f-2", "--patient", HASH, "--yes", "--reason", "fixed", "--json"]
     result = await carebus(ops, "dlq", "redrive", *given)
-    assert json.loads(result.stdout) == {
+    told = json.loads(result.stdout)
+    assert told.pop("run") == asked(ops)[0]["run"]
+    assert told == {
         "dryRun": False,
         "action": "redrive",
         "complete": True,
         "requested": 4,
         "skipped": [],
+        "moreSkipped": 0,
         "outcomes": {"processed": 4},
         "failedAgain": [],
+        "byOthers": 0,
         "withoutOutcome": 0,
     }
     assert len(ops.carried) == 4
@@ -128,7 +135,7 @@ async def test_ids_are_asked_for_in_portions(ops: FakeOps) -> None:
     async with GatewayClient(ops.url, "t0ken") as client:
         done, clock = Asked(), Clock()
         pace = Pace(5000, clock=clock, sleep=clock.sleep)
-        await ask_for(client, "processor", "redrive", Selection(tuple(ids)), "fixed", done, pace=pace)
+        await ask_for(client, "processor", "redrive", Selection(tuple(ids)), "fixed", done, run=RUN, pace=pace)
     assert [len(body["ids"]) for body in asked(ops)] == [1000, 200]
     assert (done.requested, done.complete) == (1200, True)
 
@@ -189,6 +196,7 @@ async def test_the_rate_is_kept(ops: FakeOps) -> None:
             Selection(filter={"until": "2099-01-01T00:00:00Z"}),
             "fixed",
             Asked(),
+            run=RUN,
             pace=Pace(10, clock=clock, sleep=clock.sleep),
             tell=lambda count: told.append((clock.now, count)),
         )
@@ -203,35 +211,38 @@ async def test_what_was_not_asked_for_costs_no_time(ops: FakeOps) -> None:
         done = Asked()
         chosen = Selection(filter={"until": "2099-01-01T00:00:00Z"})
         pace = Pace(10, clock=clock, sleep=clock.sleep)
-        await ask_for(client, "processor", "redrive", chosen, "fixed", done, pace=pace)
+        await ask_for(client, "processor", "redrive", chosen, "fixed", done, run=RUN, pace=pace)
     assert (clock.slept, len(done.skipped)) == ([], 20)
 
 
 async def test_pending_requests_are_waited_for_as_long_as_some_are_carried_out(ops: FakeOps) -> None:
-    ops.pending = [(letter["id"], "redrive", "ops-1", "fixed") for letter in ops.add(80)]
+    ops.pending = [(letter["id"], "redrive", "ops-1", "fixed", RUN) for letter in ops.add(80)]
     ops.owner_speed = 1
     clock = Clock()
-    left: list[int] = []
+    done: list[int] = []
     async with GatewayClient(ops.url, "t0ken") as client:
         pace = Pace(10, clock=clock, sleep=clock.sleep)
-        assert await carried_out(client, "processor", pace=pace, tell=left.append) == 0
-    assert left == list(range(79, -1, -1))
+        progress = await follow(client, "processor", RUN, pace=pace, tell=done.append)
+    assert progress == Progress(0, Counter(processed=80))
+    assert done == list(range(1, 81))
     assert clock.now > 30
 
 
 async def test_requests_that_nobody_carries_out_are_given_up_on(ops: FakeOps) -> None:
-    ops.pending = [(letter["id"], "redrive", "ops-1", "fixed") for letter in ops.add(5)]
+    ops.pending = [(letter["id"], "redrive", "ops-1", "fixed", RUN) for letter in ops.add(5)]
     ops.owner_speed = 0
     clock = Clock()
     async with GatewayClient(ops.url, "t0ken") as client:
-        assert await carried_out(client, "processor", pace=Pace(10, clock=clock, sleep=clock.sleep)) == 5
+        progress = await follow(client, "processor", RUN, pace=Pace(10, clock=clock, sleep=clock.sleep))
+    assert (progress.pending, progress.outcomes) == (5, {})
     assert 30 <= clock.now < 31
 
 
 async def test_outcomes_are_awaited_while_an_event_is_retried(ops: FakeOps) -> None:
     (letter,) = ops.add(1)
     at = "2026-01-31T08:15:00Z"
-    letter |= {"status": "redriven", "outcome": {"status": "retrying", "at": at, "deadLetter": None}}
+    letter |= {"status": "redriven", "redrive": {"by": "ops-1", "at": at, "reason": "fixed", "run": RUN}}
+    letter["outcome"] = {"status": "retrying", "at": at, "deadLetter": None}
     clock = Clock()
 
     async def sleep(seconds: float) -> None:
@@ -242,9 +253,7 @@ async def test_outcomes_are_awaited_while_an_event_is_retried(ops: FakeOps) -> N
     async def outcomes() -> dict[str, int]:
         async with GatewayClient(ops.url, "t0ken") as client:
             pace = Pace(1, clock=clock, sleep=sleep)
-            chosen, began = Selection((letter["id"],)), datetime(2026, 1, 1, tzinfo=UTC)
-            found = await settled(client, "processor", "redrive", chosen, Asked(1), began=began, pace=pace)
-            return dict(found.counts)
+            return dict((await follow(client, "processor", RUN, pace=pace)).outcomes)
 
     assert await outcomes() == {"processed": 1}
     letter["outcome"]["status"] = "retrying"
@@ -252,12 +261,33 @@ async def test_outcomes_are_awaited_while_an_event_is_retried(ops: FakeOps) -> N
     assert await outcomes() == {"retrying": 1}
 
 
-async def test_the_outcomes_of_long_ago_are_not_all_read(ops: FakeOps) -> None:
-    ops.add(1000, status="redriven", outcome={"status": "processed", "at": "2026-01-31T08:15:00Z", "deadLetter": None})
-    ops.add(5)
+async def test_what_somebody_else_does_at_the_same_time_is_not_counted_as_ones_own(ops: FakeOps) -> None:
+    letters = ops.add(5)
+    # Asked for before, and not carried out yet.
+    ops.pending = [(letter["id"], "redrive", "ops-2", "fixed", None) for letter in letters[:2]]
+    given = ["--until", "2099-01-01T00:00:00Z", "--yes", "--reason", "fixed"]
+    result = await carebus(ops, "dlq", "redrive", *given)
+    assert result.exit_code == 0, result.output
+    assert "5 dead letters asked for" in result.stdout
+    assert "processed: 3\n" in result.stdout
+    assert "done by somebody else meanwhile: 2\n" in result.stdout
+
+
+async def test_what_is_still_open_after_its_request_has_no_outcome(
+    ops: FakeOps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ops, "carry_out", ops.pending.clear)
+    ops.add(3)
     result = await carebus(ops, "dlq", "redrive", "--all", "--yes", "--reason", "fixed")
-    assert "processed: 5\n" in result.stdout
-    assert sum("status=redriven" in path for _, path in ops.seen) == 1
+    assert result.exit_code == 1
+    assert "3 have no outcome yet" in result.stderr
+
+
+async def test_what_no_answer_names_is_left_out_too(ops: FakeOps) -> None:
+    ops.add(1500, redrives=5)
+    result = await carebus(ops, "dlq", "redrive", "--all", "--yes", "--reason", "fixed")
+    assert result.exit_code == 1
+    assert "and 1,480 more are left out" in result.stdout
 
 
 async def test_those_without_an_outcome_are_told_with_where_to_look(

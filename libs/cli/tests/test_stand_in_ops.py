@@ -30,6 +30,7 @@ from carebus_local.testing import create_topic, random_name
 from .serving import serving
 from .stand_in_ops import FakeOps
 
+RUN = "00000000-0000-4000-8000-00000000abcd"
 LETTER = "medical.events.v1-3-0"
 
 
@@ -194,10 +195,14 @@ async def test_the_stand_in_answers_as_the_real_one(real: Side, stand_in: Side) 
         ("t0ken", "POST", "/dead-letters/redrive", chosen(filter=until)),
         ("t0ken", "POST", "/dead-letters/redrive", chosen(filter={})),
         ("t0ken", "POST", "/dead-letters/redrive", {"filter": until}),
-        ("t0ken", "POST", "/dead-letters/redrive", chosen(filter=until, limit=1001)),
+        ("t0ken", "POST", "/dead-letters/redrive", chosen(filter=until, limit=20_001)),
         ("t0ken", "POST", "/dead-letters/redrive", chosen(ids=[LETTER, "medical.events.v1-3-9"])),
         ("t0ken", "POST", "/dead-letters/redrive", chosen(ids=[])),
+        ("t0ken", "GET", f"/runs/{RUN}", None),
+        ("t0ken", "GET", "/runs/the-last-one", None),
+        ("nobody", "GET", f"/runs/{RUN}", None),
         ("hospital", "POST", "/dead-letters/redrive", chosen(ids=[LETTER])),
+        ("t0ken", "POST", "/dead-letters/redrive", chosen(ids=[LETTER], run="the-last-one")),
         ("phi", "POST", f"/dead-letters/{LETTER}/edit", {"value": {"patientId": "another"}, "reason": "x"}),
         ("t0ken", "GET", "/consumer", None),
         ("hospital", "GET", "/consumer", None),
@@ -208,7 +213,7 @@ async def test_the_stand_in_answers_as_the_real_one(real: Side, stand_in: Side) 
         ("second", "POST", "/purges/00000000-0000-4000-8000-0000000000ff/approve", {}),
         ("t0ken", "GET", "/topics/TOPIC/tail?limit=20", None),
         ("t0ken", "GET", "/topics/nonsense/tail", None),
-        ("t0ken", "POST", "/dead-letters/discard", chosen(filter=until, dryRun=False, limit=1)),
+        ("t0ken", "POST", "/dead-letters/discard", chosen(filter=until, dryRun=False, limit=1, run=RUN)),
     ]
     for who, method, path, body in asked:
         expected = await real.ask(who, method, path, body)

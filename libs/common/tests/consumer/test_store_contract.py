@@ -281,7 +281,7 @@ class Contract:
     async def test_requests_of_the_partitions_come_oldest_first_until_they_are_done(self, stores: Stores) -> None:
         await stores.put(
             "dead_letter_requests",
-            request("late", minutes=2),
+            {**request("late", minutes=2), "run": "a-run"},
             request("early", minutes=1),
             request("elsewhere", partition=2),
             request("another", topic="u"),
@@ -290,6 +290,7 @@ class Contract:
         asked = {"by": "an engineer", "reason": "it is mended", "at": NOW + timedelta(minutes=1)}
         assert found[0] == Request("early", 1, "redrive", ("t-1-5", "t-1-6"), asked)
         assert [r.id for r in found] == ["early", "late"]
+        assert found[1].asked["run"] == "a-run"
         assert len(await stores.parked.requests("t", {1}, 1)) == 1
         await stores.parked.requests_done(["early", "unknown"])
         assert [r.id for r in await stores.parked.requests("t", {1}, 10)] == ["late"]

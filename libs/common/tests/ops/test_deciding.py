@@ -44,6 +44,7 @@ async def test_nothing_happens_unless_it_is_said_that_this_is_no_dry_run(world: 
                     "requested": 3,
                     "patients": 3,
                     "skipped": [],
+                    "moreSkipped": 0,
                     "next": None,
                 }
     answer = await world.post("/dead-letters/redrive", {"ids": ids, "reason": "unsaid"})

@@ -32,6 +32,7 @@ OTHERS = {
     "POST /ops/example/dead-letters/redrive",
     "POST /ops/example/dead-letters/discard",
     "GET /ops/example/requests",
+    "GET /ops/example/runs/{run}",
 }
 EVENT_ID = "0198c0de-0000-7000-8000-000000000001"
 
@@ -69,7 +70,12 @@ async def test_every_role_is_answered_as_the_table_says(world: Any, kit: Any, ro
     letter = kit.dead_letter(eventId=EVENT_ID)
     await world.insert(letter)
     purge = await world.post("/purges", {"reason": "x", "before": "2026-01-01T00:00:00Z"}, sub="somebody")
-    ids = {"dead_letter_id": letter["_id"], "topic": world.topic, "purge_id": purge.json()["data"]["id"]}
+    ids = {
+        "dead_letter_id": letter["_id"],
+        "topic": world.topic,
+        "purge_id": purge.json()["data"]["id"],
+        "run": EVENT_ID,
+    }
     bodies = {
         "redrive": {"ids": [letter["_id"]], "reason": "x"},
         "discard": {"ids": [letter["_id"]], "reason": "x"},

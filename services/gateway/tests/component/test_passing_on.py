@@ -24,6 +24,7 @@ EVENT_ID = "0190b5c2-0000-7000-8000-000000000000"
         ("GET", "/patients/p?patientId[$ne]=x", "claims"),
         ("GET", "/ops/processor/dead-letters/medical.events.v1-3-7~1", "processor"),
         ("POST", "/ops/processor/dead-letters/redrive", "processor"),
+        ("GET", "/ops/processor/runs/0198c0de-0000-4000-8000-000000000001", "processor"),
         ("GET", "/ops/claims/topics/claims.dlq.v1/tail?limit=5&cursor=x_-", "claims"),
         ("POST", "/ops/claims/consumer/resume", "claims"),
         ("POST", "/ops/claims/../processor/consumer/resume", "claims"),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
 from typing import Any, Final
+from uuid import uuid4
 
 import typer
 
@@ -14,19 +14,20 @@ from carebus_cli.client import ApiError, GatewayClient, Refused
 from carebus_cli.connection import Connection, run_with_client
 from carebus_cli.dlq.options import FLAGS, check_reason
 from carebus_cli.dlq.redrive import (
-    STALL_OF_OUTCOMES,
+    IMPATIENT,
+    PATIENT,
     Action,
     Asked,
-    Outcomes,
     Pace,
+    Progress,
     Selection,
     Sight,
     ask_for,
-    carried_out,
     expected,
+    follow,
     is_paused,
     look,
-    settled,
+    still_open,
 )
 from carebus_cli.dlq.render import print_skipped, say
 from carebus_cli.dlq.times import rfc3339
@@ -37,8 +38,6 @@ from carebus_cli.tables import print_json
 __all__ = ["Doing", "act", "run_to_the_end", "settle"]
 
 _DONE: Final = {"redrive": "redriven", "discard": "discarded"}
-# The gateway's clock is known to whole seconds.
-_CLOCK_ERROR: Final = timedelta(seconds=2)
 _SHOWN: Final = 20
 
 
@@ -50,19 +49,25 @@ class Doing:
     action: Action
     chosen: Selection
     reason: str
+    # All its requests carry it, so that their outcomes can be told from those of anybody else's.
+    run: str = field(default_factory=lambda: str(uuid4()))
     asked: Asked = field(default_factory=Asked)
-    outcomes: Outcomes | None = None
+    progress: Progress | None = None
+    # What somebody else's requests did before these were carried out.
+    by_others: int = 0
     paused: bool = False
     why: str | None = None
 
     def without_outcome(self) -> int:
         """Those asked for that were waited for and have none."""
-        return 0 if self.outcomes is None else max(0, self.asked.requested - self.outcomes.counts.total())
+        if self.progress is None:
+            return 0
+        return max(0, self.asked.requested - self.progress.outcomes.total() - self.by_others)
 
     def failed(self) -> bool:
         """Whether something is not as it was meant to be; what somebody else has done already is fine."""
-        again = self.outcomes is not None and bool(self.outcomes.counts["dead-lettered"])
-        left_out = any(one["why"] != "not-open" for one in self.asked.skipped)
+        again = self.progress is not None and bool(self.progress.outcomes["dead-lettered"])
+        left_out = any(one["why"] != "not-open" for one in self.asked.skipped) or self.asked.more_skipped > 0
         return self.why is not None or again or left_out or bool(self.without_outcome())
 
 
@@ -92,39 +97,39 @@ def act(
 
     async def work(client: GatewayClient) -> None:
         doing.chosen = await _fix(client, service, chosen)
-        began = client.now() - _CLOCK_ERROR
         total = await expected(client, service, action, doing.chosen, doing.reason)
         with Meter("asking for", total, quiet=as_json) as meter:
-            await ask_for(client, service, action, doing.chosen, doing.reason, doing.asked, pace=pace, tell=meter.set)
+            await ask_for(
+                client,
+                service,
+                action,
+                doing.chosen,
+                doing.reason,
+                doing.asked,
+                run=doing.run,
+                pace=pace,
+                tell=meter.set,
+            )
         if wait and doing.asked.requested:
-            await settle(client, doing, pace, began, quiet=as_json)
+            await settle(client, doing, pace, quiet=as_json)
 
     run_to_the_end(connection, doing, work, as_json=as_json)
 
 
-async def settle(client: GatewayClient, doing: Doing, pace: Pace, began: datetime, *, quiet: bool) -> None:
-    """Wait until what was asked for is carried out, and read what became of it since `began`.
+async def settle(client: GatewayClient, doing: Doing, pace: Pace, *, quiet: bool) -> None:
+    """Wait until what was asked for is carried out, and keep what became of it.
 
     A consumer that has stopped itself carries nothing out, so it is not waited for.
     """
     requested = doing.asked.requested
     doing.paused = await is_paused(client, doing.service)
-    left = requested
-    if not doing.paused:
-        with Meter(_DONE[doing.action], requested, quiet=quiet) as meter:
-            left = await carried_out(
-                client, doing.service, pace=pace, tell=lambda left: meter.set(max(0, requested - left))
-            )
-    doing.outcomes = await settled(
-        client,
-        doing.service,
-        doing.action,
-        doing.chosen,
-        doing.asked,
-        began=began,
-        pace=pace,
-        stall_after=timedelta() if left else STALL_OF_OUTCOMES,
-    )
+    patience = IMPATIENT if doing.paused else PATIENT
+    with Meter(_DONE[doing.action], requested, quiet=quiet) as meter:
+        progress = await follow(client, doing.service, doing.run, pace=pace, patience=patience, tell=meter.set)
+    doing.progress = progress
+    if (rest := requested - progress.outcomes.total()) > 0 and not progress.pending:
+        left = await still_open(client, doing.service, doing.action, doing.chosen, doing.reason)
+        doing.by_others = max(0, rest - left)
 
 
 def run_to_the_end(
@@ -166,19 +171,21 @@ def _show_sight(action: Action, sight: Sight, *, as_json: bool) -> None:
 
 
 def _show_end(doing: Doing, *, as_json: bool) -> None:
-    asked, outcomes = doing.asked, doing.outcomes
+    asked, progress = doing.asked, doing.progress
     if as_json:
         print_json(_as_json(doing))
     else:
         stdout.print(f"{say(asked.requested, 'dead letter', 'dead letters')} asked for")
-        print_skipped(asked.skipped)
-        if outcomes is not None:
-            for status, count in sorted(outcomes.counts.items()):
+        print_skipped(asked.skipped, more=asked.more_skipped)
+        if progress is not None:
+            for status, count in sorted(progress.outcomes.items()):
                 stdout.print(f"  {plain(status)}: {count:,}")
-            for letter_id, again in outcomes.again[:_SHOWN]:
+            if doing.by_others:
+                stdout.print(f"  done by somebody else meanwhile: {doing.by_others:,}")
+            for letter_id, again in progress.again[:_SHOWN]:
                 stdout.print(f"  failed again: {plain(letter_id)}  now {plain(again)}")
-            if len(outcomes.again) > _SHOWN:
-                stdout.print(f"  and {len(outcomes.again) - _SHOWN:,} more")
+            if (more := progress.outcomes["dead-lettered"] - _SHOWN) > 0:
+                stdout.print(f"  and {more:,} more")
     if missing := doing.without_outcome():
         stderr.print(f"{missing:,} have no outcome yet. They stay asked for; nobody needs to ask again.")
         stderr.print(
@@ -193,16 +200,20 @@ def _show_end(doing: Doing, *, as_json: bool) -> None:
 
 
 def _as_json(doing: Doing) -> Mapping[str, Any]:
-    outcomes = doing.outcomes
+    progress = doing.progress
+    again = [] if progress is None else progress.again
     return {
         "dryRun": False,
         "action": doing.action,
+        "run": doing.run,
         "complete": doing.asked.complete,
         "requested": doing.asked.requested,
         "skipped": doing.asked.skipped,
-        "outcomes": None if outcomes is None else outcomes.counts,
-        "failedAgain": [] if outcomes is None else [{"id": old, "deadLetter": new} for old, new in outcomes.again],
-        "withoutOutcome": None if outcomes is None else doing.without_outcome(),
+        "moreSkipped": doing.asked.more_skipped,
+        "outcomes": None if progress is None else progress.outcomes,
+        "failedAgain": [{"id": old, "deadLetter": new} for old, new in again],
+        "byOthers": None if progress is None else doing.by_others,
+        "withoutOutcome": None if progress is None else doing.without_outcome(),
     }
 
 

@@ -7,7 +7,6 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -55,9 +54,11 @@ def edit(
     given = None if file is None else _read_file(file)
     connection = connect_operator(url, token, state_dir, phi=True)
     value = given if given is not None else _by_hand(connection, service, letter_id, why)
-    while not _accepted(connection, service, letter_id, value, why, again=given is None):
+    asked = Asked(requested=1, complete=True)
+    doing = Doing(service, "redrive", Selection(ids=(letter_id,)), why, asked=asked)
+    while not _accepted(connection, letter_id, value, doing, again=given is None):
         value = _edited(_indented(value))
-    _see_redriven(connection, service, letter_id, why, wait=not no_wait, as_json=as_json)
+    _see_redriven(connection, doing, wait=not no_wait, as_json=as_json)
 
 
 def _by_hand(connection: Connection, service: Service, letter_id: str, reason: str) -> dict[str, Any]:
@@ -81,41 +82,33 @@ def _by_hand(connection: Connection, service: Service, letter_id: str, reason: s
     return after
 
 
-def _accepted(
-    connection: Connection, service: Service, letter_id: str, value: dict[str, Any], reason: str, *, again: bool
-) -> bool:
+def _accepted(connection: Connection, letter_id: str, value: dict[str, Any], doing: Doing, *, again: bool) -> bool:
     """Hand the event in; False if it breaks a rule and whoever is at the terminal wants to edit it once more."""
 
     async def hand_in(client: GatewayClient) -> None:
-        body = {"value": value, "reason": reason}
+        body = {"value": value, "reason": doing.reason, "run": doing.run}
         try:
-            await post(client, service, "dead-letters", letter_id, "edit", body=body)
+            await post(client, doing.service, "dead-letters", letter_id, "edit", body=body)
         except Refused as refused:
             if refused.status not in {400, 422}:
                 raise
             problems.append(refused)
 
     problems: list[Refused] = []
-    ask_ops(connection, service, hand_in)
+    ask_ops(connection, doing.service, hand_in)
     if not problems:
         return True
-    tell_refusal(problems[0], service)
+    tell_refusal(problems[0], doing.service)
     if again and sys.stdin.isatty() and typer.confirm("Edit it again?", default=True, err=True):
         return False
     stderr.print("It was not changed.")
     raise typer.Exit(1)
 
 
-def _see_redriven(
-    connection: Connection, service: Service, letter_id: str, reason: str, *, wait: bool, as_json: bool
-) -> None:
-    chosen = Selection(ids=(letter_id,))
-    doing = Doing(service, "redrive", chosen, reason, asked=Asked(requested=1, complete=True))
-
+def _see_redriven(connection: Connection, doing: Doing, *, wait: bool, as_json: bool) -> None:
     async def work(client: GatewayClient) -> None:
         if wait:
-            # It was open until now, so whatever outcome it has is that of this redrive.
-            await settle(client, doing, Pace(1), datetime.min.replace(tzinfo=UTC), quiet=as_json)
+            await settle(client, doing, Pace(1), quiet=as_json)
 
     run_to_the_end(connection, doing, work, as_json=as_json)
 

@@ -11,36 +11,41 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any, Final, Literal
 
 from carebus_cli.client import GatewayClient, Refused
-from carebus_cli.ops import Service, get, pages, post
+from carebus_cli.ops import Service, get, post
 
 __all__ = [
-    "STALL_OF_OUTCOMES",
+    "IMPATIENT",
+    "PATIENT",
     "Action",
     "Asked",
-    "Outcomes",
     "Pace",
+    "Patience",
+    "Progress",
     "Selection",
     "Sight",
     "ask_for",
-    "carried_out",
     "expected",
+    "follow",
     "is_paused",
     "look",
-    "settled",
+    "still_open",
 ]
 
 Action = Literal["redrive", "discard"]
 
-# The most dead letters that one request may ask for.
-_MOST: Final = 1000
+# The most dead letters that one request may name, and that it may choose by a filter.
+_MOST_IDS: Final = 1000
+_MOST: Final = 20_000
+# A page costs the store about as much as all that match: above a second's worth of so many, a page is a few seconds'.
+_SMOOTH: Final = 1000
+_SECONDS: Final = 5
 _POLL: Final = 0.5
-_STALL: Final = timedelta(seconds=30)
-# A retry or two of a handler; what takes longer is told as retrying.
-STALL_OF_OUTCOMES: Final = timedelta(seconds=10)
+# How many times longer than asking took nothing is asked.
+_SHARE: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,15 +72,35 @@ class Asked:
 
     requested: int = 0
     skipped: list[dict[str, Any]] = field(default_factory=list)
+    # Those left out that no answer names.
+    more_skipped: int = 0
     complete: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Outcomes:
-    """What became of those asked for, by outcome, and which came back as new dead letters: (id, new id)."""
+class Progress:
+    """Of a run: dead letters not carried out yet, how many have which outcome, some that came back: (id, new id)."""
 
-    counts: Counter[str] = field(default_factory=Counter)
+    pending: int
+    outcomes: Counter[str]
     again: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def final(self) -> int:
+        return self.outcomes.total() - self.outcomes["retrying"]
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long nothing may change while requests are pending, or while events are retried."""
+
+    pending: timedelta
+    retrying: timedelta
+
+
+# A retry or two of a handler; what takes longer is told as retrying.
+PATIENT: Final = Patience(pending=timedelta(seconds=30), retrying=timedelta(seconds=10))
+IMPATIENT: Final = Patience(timedelta(), timedelta())
 
 
 class Pace:
@@ -112,7 +137,7 @@ async def look(client: GatewayClient, service: Service, action: Action, chosen: 
     return _sight(
         [
             await post(client, service, "dead-letters", action, body={**body, "ids": chunk})
-            for chunk in _chunks(chosen.ids, _MOST)
+            for chunk in _chunks(chosen.ids, _MOST_IDS)
         ]
     )
 
@@ -125,59 +150,71 @@ async def ask_for(
     reason: str,
     asked: Asked,
     *,
+    run: str,
     pace: Pace,
     tell: Callable[[int], None] = lambda _: None,
 ) -> None:
-    """Ask for `action` on all that is chosen, at the pace given; `tell` is told how many were asked for.
+    """Ask for `action` on all that is chosen, at the pace given and as `run`; `tell` is told how many were asked for.
 
     A filter must have an `until`, or what comes in meanwhile moves into the set.
     """
-    size = min(_MOST, pace.rate)
 
     async def ask(selection: Mapping[str, Any]) -> str | None:
         await pace.turn()
-        body = {"reason": reason, "dryRun": False, **selection}
+        body = {"reason": reason, "dryRun": False, "run": run, **selection}
         answer = await post(client, service, "dead-letters", action, body=body)
         pace.took(answer["requested"])
         asked.requested += answer["requested"]
         asked.skipped += answer["skipped"]
+        asked.more_skipped += answer["moreSkipped"]
         tell(asked.requested)
         cursor: str | None = answer["next"]
         return cursor
 
     if chosen.ids:
-        for chunk in _chunks(chosen.ids, size):
+        for chunk in _chunks(chosen.ids, min(_MOST_IDS, pace.rate)):
             await ask({"ids": chunk})
     else:
+        size = pace.rate if pace.rate <= _SMOOTH else min(_MOST, _SECONDS * pace.rate)
         page: dict[str, Any] = {"filter": chosen.filter, "limit": size}
         while (cursor := await ask(page)) is not None:
             page["cursor"] = cursor
     asked.complete = True
 
 
-async def carried_out(
+async def follow(
     client: GatewayClient,
     service: Service,
+    run: str,
     *,
     pace: Pace,
-    stall_after: timedelta = _STALL,
+    patience: Patience = PATIENT,
     tell: Callable[[int], None] = lambda _: None,
-) -> int:
-    """Wait until no request is pending, or none is carried out for `stall_after`; how many are left.
+) -> Progress:
+    """Wait until all that `run` asked for is carried out and has a final outcome, or nothing changes for too long.
 
-    `tell` is told that number whenever it has shrunk. Requests of others count too: each owner carries
-    them out in turn.
+    `tell` is told how many have a final outcome.
     """
-    least: int | None = None
+    seen: tuple[int, int] | None = None
     changed_at = pace.clock()
     while True:
-        left: int = (await get(client, service, "requests"))["deadLetters"]
-        if least is None or left < least:
-            least, changed_at = left, pace.clock()
-            tell(left)
-        if left == 0 or pace.clock() - changed_at >= stall_after.total_seconds():
-            return left
-        await pace.sleep(_POLL)
+        asked_at = pace.clock()
+        progress = _progress(await get(client, service, "runs", run))
+        if seen != (now := (progress.pending, progress.final)):
+            seen, changed_at = now, pace.clock()
+            tell(progress.final)
+        if not progress.pending and not progress.outcomes["retrying"]:
+            return progress
+        limit = patience.pending if progress.pending else patience.retrying
+        if pace.clock() - changed_at >= limit.total_seconds():
+            return progress
+        # The larger the run, the more it costs the store to be asked.
+        await pace.sleep(max(_POLL, _SHARE * (pace.clock() - asked_at)))
+
+
+async def still_open(client: GatewayClient, service: Service, action: Action, chosen: Selection, reason: str) -> int:
+    """How many of those chosen could be asked for again."""
+    return (await look(client, service, action, chosen, reason)).matching
 
 
 async def is_paused(client: GatewayClient, service: Service) -> bool:
@@ -188,34 +225,6 @@ async def is_paused(client: GatewayClient, service: Service) -> bool:
         if refused.status != 403:
             raise
         return False
-
-
-async def settled(
-    client: GatewayClient,
-    service: Service,
-    action: Action,
-    chosen: Selection,
-    asked: Asked,
-    *,
-    began: datetime,
-    pace: Pace,
-    stall_after: timedelta = STALL_OF_OUTCOMES,
-) -> Outcomes:
-    """What became of those asked for since `began`, by the service's clock.
-
-    Waits until each has a final outcome, or no other one gets one for `stall_after`: zero looks once.
-    """
-    most = -1
-    changed_at = pace.clock()
-    while True:
-        outcomes = await _read_outcomes(client, service, action, chosen, began, asked.requested)
-        retrying = outcomes.counts["retrying"]
-        final = outcomes.counts.total() - retrying
-        if final > most:
-            most, changed_at = final, pace.clock()
-        if (final >= asked.requested and not retrying) or pace.clock() - changed_at >= stall_after.total_seconds():
-            return outcomes
-        await pace.sleep(_POLL)
 
 
 async def expected(
@@ -236,35 +245,12 @@ async def expected(
     return sum(int(group["open"]) for group in groups if wanted in (None, group["fingerprint"]))
 
 
-async def _read_outcomes(
-    client: GatewayClient, service: Service, action: Action, chosen: Selection, began: datetime, enough: int
-) -> Outcomes:
-    """The outcomes since `began`. A filter may find years of older ones, so it ends once there are `enough`."""
-    outcomes = Outcomes()
-    if chosen.ids:
-        for letter_id in chosen.ids:
-            try:
-                _note(await get(client, service, "dead-letters", letter_id), began, outcomes)
-            except Refused as refused:
-                if refused.status != 404:
-                    raise
-        return outcomes
-    done = {"redrive": "redriven", "discard": "discarded"}[action]
-    async for page in pages(client, service, "dead-letters", params={**chosen.filter, "status": done}):
-        for letter in page:
-            _note(letter, began, outcomes)
-        if outcomes.counts.total() >= enough:
-            break
-    return outcomes
-
-
-def _note(letter: Mapping[str, Any], began: datetime, outcomes: Outcomes) -> None:
-    outcome = letter["outcome"]
-    if letter["status"] == "open" or not outcome or datetime.fromisoformat(outcome["at"]) < began:
-        return
-    outcomes.counts[outcome["status"]] += 1
-    if outcome["deadLetter"]:
-        outcomes.again.append((letter["id"], outcome["deadLetter"]))
+def _progress(answer: Mapping[str, Any]) -> Progress:
+    return Progress(
+        pending=answer["pending"]["deadLetters"],
+        outcomes=Counter(answer["outcomes"]),
+        again=[(one["id"], one["deadLetter"]) for one in answer["again"]],
+    )
 
 
 def _sight(answers: Sequence[Mapping[str, Any]]) -> Sight:

@@ -141,12 +141,13 @@ def say(count: int, one: str, many: str) -> str:
     return f"{count:,} {one if count == 1 else many}"
 
 
-def print_skipped(skipped: Sequence[Mapping[str, Any]], shown: int = 20) -> None:
-    """Why dead letters were left out, the first ones."""
+def print_skipped(skipped: Sequence[Mapping[str, Any]], more: int = 0, shown: int = 20) -> None:
+    """Why dead letters were left out, the first ones; `more` are not among them."""
     for one in skipped[:shown]:
         stdout.print(f"  left out: {plain(one['id'])}  {plain(one['why'])}")
-    if len(skipped) > shown:
-        stdout.print(f"  and {len(skipped) - shown:,} more are left out")
+    more += max(0, len(skipped) - shown)
+    if more:
+        stdout.print(f"  and {more:,} more are left out")
 
 
 def class_name(error_class: str) -> str:

@@ -1,9 +1,9 @@
 """What the owner reads of parked patients and dead letters, and the few writes that need no transaction.
 
 `dead_letter_requests` holds what was asked for: `{_id, topic, partition, action: redrive | discard, deadLetterIds, by,
-reason, requestedAt}`. `consumers` has one row a group: `{_id: group, paused, failures, version}`.
-`interrupted_events` counts how often a process died with an event in its handler: `{_id: "topic-partition-offset",
-deaths}`.
+reason, requestedAt, run}`; `run` is null or a UUID by which whoever asked finds its outcomes. `consumers` has one row a
+group: `{_id: group, paused, failures, version}`. `interrupted_events` counts how often a process died with an event in
+its handler: `{_id: "topic-partition-offset", deaths}`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from carebus_common.consumer.letters import letter_id
 from carebus_common.consumer.rows import ParkedPatient
 from carebus_common.consumer.store import Store, chunks, translated
 
-__all__ = ["ControlRow", "ParkedStore", "Request"]
+__all__ = ["ControlRow", "ParkedStore", "Request", "asked_of"]
 
 Document = dict[str, Any]
 
@@ -112,7 +112,7 @@ class ParkedStore:
                 row["partition"],
                 row["action"],
                 tuple(row["deadLetterIds"]),
-                {"by": row["by"], "reason": row["reason"], "at": row["requestedAt"]},
+                asked_of(row),
             )
             for row in rows
         ]
@@ -189,6 +189,12 @@ class ParkedStore:
         with translated():
             for chunk in chunks(places):
                 await self._interrupted.delete_many({"_id": {"$in": chunk}})
+
+
+def asked_of(row: Mapping[str, Any]) -> Document:
+    """By whom, why and when a request was made, and in which run if it is followed: as its dead letters keep it."""
+    asked = {"by": row["by"], "reason": row["reason"], "at": row["requestedAt"]}
+    return {**asked, "run": row["run"]} if row.get("run") else asked
 
 
 def _outcome(status: str, now: datetime, letter: str | None = None) -> Document:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final
+from uuid import UUID
 
 from carebus_common.auth import Caller
 from carebus_common.errors import Forbidden, InvalidRequest
@@ -18,12 +19,14 @@ from carebus_common.ops.operations import Operations
 from carebus_common.ops.scope import Scope
 from carebus_common.ops.selection import STATUSES, Place, Selection, Span, to_datetime, to_milliseconds
 
-__all__ = ["choose", "selection_of"]
+__all__ = ["choose", "run_id", "selection_of"]
 
 log = get_logger(__name__)
 
 Document = dict[str, Any]
 
+# Those left out that an answer names.
+_SKIPPED: Final = 1000
 _HASH: Final = re.compile(r"[0-9a-f]{16}")
 
 
@@ -90,7 +93,7 @@ async def choose(operations: Operations, caller: Caller, action: str, body: Choo
             audited = audit_row(
                 scope, action, reason=body.reason, request_id=request_id, target=ids, only=only, count=len(ids)
             )
-            await operations.letters.request(scope, action, rows, body.reason, audited)
+            await operations.letters.request(scope, action, rows, body.reason, audited, run_id(body.run))
             log.info(f"ops-{action}-requested", ops=operations.service, actor=scope.actor, dead_letters=len(ids))
     counted, at_least = matching if body.dry_run and matching is not None else (None, False)
     return ChosenView(
@@ -99,7 +102,8 @@ async def choose(operations: Operations, caller: Caller, action: str, body: Choo
         matching_at_least=counted if at_least else None,
         requested=len(rows),
         patients=len({row["patient"] for row in rows if row.get("patient")}),
-        skipped=[SkippedView.model_validate({"id": each.id, "why": each.why}) for each in skipped],
+        skipped=[SkippedView.model_validate({"id": each.id, "why": each.why}) for each in skipped[:_SKIPPED]],
+        more_skipped=max(0, len(skipped) - _SKIPPED),
         next=following,
     )
 
@@ -142,6 +146,11 @@ def _sorted_out(operations: Operations, action: str, found: Sequence[Document]) 
     reasons: Mapping[str, str | None] = {row["_id"]: why_not(row, action, operations.redrive_cap) for row in found}
     skipped = [Skipped(each, why) for each, why in reasons.items() if why is not None]
     return [row for row in found if reasons[row["_id"]] is None], skipped
+
+
+def run_id(run: UUID | None) -> str | None:
+    """As rows keep it."""
+    return None if run is None else str(run)
 
 
 def _invalid(within: str, name: str, rule: str) -> InvalidRequest:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final
+from uuid import UUID
 
 import msgspec
 from fastapi import APIRouter, Query
@@ -16,7 +17,7 @@ from carebus_common.http import Data, Page, PageInfo
 from carebus_common.http.envelopes import problems_of
 from carebus_common.logging import get_logger
 from carebus_common.ops.audit import audit_row
-from carebus_common.ops.choosing import choose, selection_of
+from carebus_common.ops.choosing import choose, run_id, selection_of
 from carebus_common.ops.dead_letters import why_not
 from carebus_common.ops.masking import diff, parsed
 from carebus_common.ops.models import (
@@ -29,13 +30,14 @@ from carebus_common.ops.models import (
     PendingView,
     ReasonBody,
     RevealedView,
+    RunView,
     SummaryQuery,
     SummaryRow,
 )
 from carebus_common.ops.operations import LetterIdInPath, Operations, Operator, OperatorPhi, RequestId
 from carebus_common.ops.scope import Scope, nothing_here
 from carebus_common.ops.selection import Place, to_datetime, to_milliseconds
-from carebus_common.ops.views import dead_letter_view, item_view, revealed_view, summary_row
+from carebus_common.ops.views import dead_letter_view, item_view, revealed_view, run_view, summary_row
 
 __all__ = ["add_dead_letter_routes"]
 
@@ -95,6 +97,16 @@ def _add_reading(router: APIRouter, operations: Operations) -> None:
             requests, named = await letters.pending(operations.scope(caller))
         return Data(data=PendingView(requests=requests, dead_letters=named))
 
+    @router.get("/runs/{run}", summary="What a run came to so far")
+    async def get_run(run: UUID, caller: Operator) -> Data[RunView]:
+        """Of all requests that were made with this `run`, as far as the caller may see; empty where there are none."""
+        scope = operations.scope(caller)
+        with operations.in_time():
+            # In this order: an owner takes a request away after its outcomes are there.
+            requests, named = await letters.pending(scope, str(run))
+            counts, again = await letters.outcomes(scope, str(run))
+        return Data(data=run_view(requests, named, counts, again))
+
 
 def _add_deciding(router: APIRouter, operations: Operations) -> None:
     letters = operations.letters
@@ -143,7 +155,7 @@ def _add_deciding(router: APIRouter, operations: Operations) -> None:
         }
         audited = audit_row(scope, "edit", reason=body.reason, request_id=request_id, target=[dead_letter_id])
         with operations.in_time():
-            await letters.edit(scope, row, edited, entry, audited)
+            await letters.edit(scope, row, edited, entry, audited, run_id(body.run))
         log.info("ops-dead-letter-edited", ops=operations.service, actor=scope.actor, dead_letter=dead_letter_id)
         return Data(data=dead_letter_view(await _found(operations, scope, dead_letter_id)))
 

@@ -7,6 +7,7 @@ it gets requests.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,16 +24,17 @@ from carebus_common.ops.indexes import DEAD_LETTERS
 from carebus_common.ops.scope import Scope
 from carebus_common.ops.selection import Place, Selection, spans
 
-__all__ = ["MAX_REQUESTED", "REQUESTS", "DeadLetters", "Skipped", "redrivable", "why_not"]
+__all__ = ["REQUESTS", "DeadLetters", "Skipped", "redrivable", "why_not"]
 
 Document = dict[str, Any]
 
 REQUESTS: Final = "dead_letter_requests"
-# Dead letters that one call asks for, and that one request row names.
-MAX_REQUESTED: Final = 1000
+# Dead letters that one request row names.
 _ROW_IDS: Final = 500
 # Counting goes on no further than anybody reads the number.
 _MAX_COUNT: Final = 10_000
+# Those that failed again of which a run tells the ids.
+_AGAIN: Final = 100
 # What the embedded store looks up quickly at once.
 _CHUNK: Final = 64
 
@@ -188,9 +190,9 @@ class DeadLetters:
         ]
         return {row["_id"]: row["patients"] async for row in await self._letters.aggregate(pipeline)}
 
-    async def pending(self, scope: Scope) -> tuple[int, int]:
-        """Requests that no owner has carried out yet, and the dead letters they name."""
-        matching = scope.only({})
+    async def pending(self, scope: Scope, run: str | None = None) -> tuple[int, int]:
+        """Requests (of a run) that no owner has carried out yet, and the dead letters they name."""
+        matching = scope.only({} if run is None else {"run": run})
         pipeline: list[Document] = [
             {"$match": matching},
             {"$group": {"_id": None, "requests": {"$sum": 1}, "letters": {"$sum": {"$size": "$deadLetterIds"}}}},
@@ -199,13 +201,27 @@ class DeadLetters:
             return row["requests"], row["letters"]
         return 0, 0
 
+    async def outcomes(self, scope: Scope, run: str) -> tuple[Counter[str], list[Document]]:
+        """What a run came to so far: how many by outcome, and some that failed again, with `outcome.deadLetter`."""
+        counts: Counter[str] = Counter()
+        again: list[Document] = []
+        # One query each: either is one range of an index, and one of them is empty.
+        for decision in ("redrive", "discard"):
+            matching = scope.only({f"{decision}.run": run})
+            pipeline = [{"$match": matching}, {"$group": {"_id": "$outcome.status", "count": {"$sum": 1}}}]
+            counts.update({row["_id"]: row["count"] async for row in await self._letters.aggregate(pipeline)})
+        if counts["dead-lettered"]:
+            failed = scope.only({"redrive.run": run, "outcome.status": "dead-lettered"})
+            again = await self._letters.find(failed, {"outcome.deadLetter": 1}).limit(_AGAIN).to_list()
+        return +counts, again
+
     # --- asking -------------------------------------------------------------------------------------------------
 
     async def request(
-        self, scope: Scope, action: str, rows: Sequence[Document], reason: str, audited: Document
+        self, scope: Scope, action: str, rows: Sequence[Document], reason: str, audited: Document, run: str | None
     ) -> None:
         """Ask the partitions' owners to redrive or discard these; with the audit row, both or neither."""
-        requests = list(_requests(scope, action, rows, reason))
+        requests = list(_requests(scope, action, rows, reason, run))
 
         async def write(session: AsyncClientSession) -> None:
             await self._audit.write(audited, session)
@@ -214,9 +230,11 @@ class DeadLetters:
         async with self._client.start_session() as session:
             await session.with_transaction(write)
 
-    async def edit(self, scope: Scope, row: Document, edited: bytes, entry: Document, audited: Document) -> None:
+    async def edit(
+        self, scope: Scope, row: Document, edited: bytes, entry: Document, audited: Document, run: str | None = None
+    ) -> None:
         """Keep `edited` as the value of the redrive, and ask for it. Raises Conflict if `row` has changed meanwhile."""
-        requests = list(_requests(scope, "redrive", [row], entry["reason"]))
+        requests = list(_requests(scope, "redrive", [row], entry["reason"], run))
         as_read = scope.only({"_id": row["_id"], "status": "open", "blocking": True, "edits": row.get("edits")})
 
         async def write(session: AsyncClientSession) -> None:
@@ -231,7 +249,7 @@ class DeadLetters:
             await session.with_transaction(write)
 
 
-def _requests(scope: Scope, action: str, rows: Sequence[Document], reason: str) -> Iterator[Document]:
+def _requests(scope: Scope, action: str, rows: Sequence[Document], reason: str, run: str | None) -> Iterator[Document]:
     """Rows of `dead_letter_requests`: one partition each, at most 500 dead letters each."""
     by_partition: dict[tuple[str, int], list[str]] = {}
     for row in rows:
@@ -249,4 +267,5 @@ def _requests(scope: Scope, action: str, rows: Sequence[Document], reason: str) 
                 "organizationId": scope.actor_organization_id,
                 "reason": reason,
                 "requestedAt": now,
+                "run": run,
             }

@@ -24,6 +24,8 @@ _INDEXES: Final = {
         IndexModel([("patient", ASCENDING)], name="patient_hash"),
         # The eventId first: a store that is no great planner would else read an organization's letters along it.
         IndexModel([("eventId", ASCENDING), ("organizationId", ASCENDING)], name="event"),
+        IndexModel([("redrive.run", ASCENDING)], name="redrive_run", sparse=True),
+        IndexModel([("discard.run", ASCENDING)], name="discard_run", sparse=True),
     ],
     PARKED_EVENTS: [IndexModel([("organizationId", ASCENDING), ("eventId", ASCENDING)], name="organization_event")],
 }

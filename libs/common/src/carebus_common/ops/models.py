@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal
+from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StrictInt
 from pydantic.alias_generators import to_camel
@@ -30,6 +31,7 @@ __all__ = [
     "Reason",
     "ReasonBody",
     "RevealedView",
+    "RunView",
     "SummaryQuery",
     "SummaryRow",
     "TailQuery",
@@ -52,6 +54,9 @@ Fingerprint = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 OrganizationId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Patient = Annotated[str, Field(min_length=1, max_length=128)]
 Cursor = Annotated[str, Field(max_length=1024)]
+Run = Annotated[
+    UUID | None, Field(description="One for all requests of a command; `GET …/runs/{run}` tells what became of them.")
+]
 
 
 # --- what is asked --------------------------------------------------------------------------------------------------
@@ -124,7 +129,8 @@ class ChooseBody(_Body):
     reason: Reason
     dry_run: StrictBool = True
     cursor: Cursor | None = Field(default=None, description="`next` of the answer before, with the same filter.")
-    limit: Annotated[StrictInt, Field(ge=1, le=1000)] = 1000
+    limit: Annotated[StrictInt, Field(ge=1, le=20_000)] = 1000
+    run: Run = None
 
 
 class EditBody(_Body):
@@ -132,6 +138,7 @@ class EditBody(_Body):
 
     value: dict[str, Any]
     reason: Reason
+    run: Run = None
 
 
 class PurgeBody(_Body):
@@ -283,7 +290,8 @@ class ChosenView(_View):
     matching_at_least: int | None = None
     requested: int
     patients: int
-    skipped: list[SkippedView]
+    skipped: list[SkippedView] = Field(description="The first 1,000 of those left out.")
+    more_skipped: int = Field(description="How many are left out beside them.")
     next: str | None = Field(description="Ask again with it as `cursor` for the following ones.")
 
 
@@ -292,6 +300,24 @@ class PendingView(_View):
 
     requests: int
     dead_letters: int
+
+
+class AgainView(_View):
+    """A dead letter that failed again, and its next one."""
+
+    id: str
+    dead_letter: str
+
+
+class RunView(_View):
+    """What is left of a run and what became of the rest: how many by outcome, and the first 100 that failed again.
+
+    Once nothing is pending, what has no outcome was not open any more, or is still.
+    """
+
+    pending: PendingView
+    outcomes: dict[str, int]
+    again: list[AgainView]
 
 
 class PauseView(_View):

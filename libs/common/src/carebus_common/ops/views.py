@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 from carebus_common.ops.masking import as_it_is, masked_payload, shown_headers, text_or_base64
-from carebus_common.ops.models import AuditEntry, DeadLetterItem, DeadLetterView, PurgeView, RevealedView, SummaryRow
+from carebus_common.ops.models import (
+    AgainView,
+    AuditEntry,
+    DeadLetterItem,
+    DeadLetterView,
+    PendingView,
+    PurgeView,
+    RevealedView,
+    RunView,
+    SummaryRow,
+)
 
-__all__ = ["audit_view", "dead_letter_view", "item_view", "purge_view", "revealed_view", "summary_row"]
+__all__ = ["audit_view", "dead_letter_view", "item_view", "purge_view", "revealed_view", "run_view", "summary_row"]
 
 Document = Mapping[str, Any]
 
@@ -67,6 +77,14 @@ def summary_row(group: Document) -> SummaryRow:
         first=group["first"],
         last=group["last"],
         example=example["_id"],
+    )
+
+
+def run_view(requests: int, named: int, counts: Mapping[str, int], again: Sequence[Document]) -> RunView:
+    return RunView(
+        pending=PendingView(requests=requests, dead_letters=named),
+        outcomes=dict(counts),
+        again=[AgainView(id=row["_id"], dead_letter=row["outcome"]["deadLetter"]) for row in again],
     )
 
 

@@ -21,7 +21,7 @@ from bson.codec_options import CodecOptions
 from carebus_common.consumer.change import Position
 from carebus_common.consumer.errors import StoreAway
 from carebus_common.consumer.letters import letter_id
-from carebus_common.consumer.parked_store import ControlRow, ParkedStore, Request
+from carebus_common.consumer.parked_store import ControlRow, ParkedStore, Request, asked_of
 from carebus_common.consumer.rows import Parked, ParkedPatient, PatientRow
 from carebus_common.consumer.store import (
     InboxRow,
@@ -49,27 +49,31 @@ async def _at_once() -> None:
 
 @dataclass
 class Line:
-    """The way to a part. `away`: nothing arrives; `unsure`: it arrives, and the answer is lost; `hangs`: no answer.
+    """The way to a part. `away`: nothing arrives; `unsure`: it arrives, and the answer is lost; `hangs`: the
+    caller waits for its `patience` (seconds) and gives up.
 
     `pause` is awaited before and after each call has its effect.
     """
 
     state: Literal["up", "away", "unsure", "hangs"] = "up"
     pause: Callable[[], Awaitable[None]] = _at_once
+    patience: float = 20.0
 
     async def there(self) -> bool:
         """Wait until the call arrives; whether it does."""
         await self.pause()
-        if self.state == "hangs":
-            await asyncio.Event().wait()
-        return self.state != "away"
+        return self.state != "away" and not await self._hangs()
 
     async def back(self) -> bool:
         """Wait until the answer arrives; whether it does."""
         await self.pause()
-        if self.state == "hangs":
-            await asyncio.Event().wait()
-        return self.state == "up"
+        return self.state == "up" and not await self._hangs()
+
+    async def _hangs(self) -> bool:
+        if self.state != "hangs":
+            return False
+        await asyncio.sleep(self.patience)
+        return True
 
 
 class Memory:
@@ -202,7 +206,7 @@ class MemoryParkedStore(ParkedStore):
                 row["partition"],
                 row["action"],
                 tuple(row["deadLetterIds"]),
-                {"by": row["by"], "reason": row["reason"], "at": row["requestedAt"]},
+                asked_of(row),
             )
             for row in sorted(rows, key=lambda row: row["requestedAt"])
         ]
