@@ -40,7 +40,7 @@ async def traffic(sender: Sender, *, rate: float = 150, patients: int = 60) -> A
 async def store_away(chaos: Chaos) -> Mapping[str, Any]:
     """The database away for minutes, in each way it can be: no dead letter, ingest goes on with 202."""
     assert chaos.store_proxy is not None
-    seconds = chaos.scaled(120, 6)
+    seconds = chaos.scaled(60, 6)
     sender = chaos.sender()
     ways: dict[str, AbstractAsyncContextManager[None]] = {
         "stopped": chaos.processes.away("store"),
