@@ -37,8 +37,8 @@ class Runbook:
     names: dict[str, str] = field(default_factory=dict)
     done: int = 0
 
-    async def follow(self, *, code: int = 0, within: float = 15, learn: Mapping[str, str] | None = None) -> str:
-        """Run the next command until it ends with `code` and prints what the page shows, at the latest `within`.
+    async def follow(self, *, code: int | None = 0, within: float = 30, learn: Mapping[str, str] | None = None) -> str:
+        """Run the next command until it prints what the page shows and ends with `code` (None: any), at most `within`.
 
         `learn` gives, by an example of the page, the pattern by which it is read off the output. Returns the output.
         Only commands that change nothing are run again.
@@ -51,7 +51,7 @@ class Runbook:
             for example, pattern in (learn or {}).items():
                 if found := re.search(pattern, printed, re.MULTILINE):
                     self.names[example] = found[1]
-            if ended == code and agrees(self._in_truth(step.output), printed):
+            if code in (None, ended) and agrees(self._in_truth(step.output), printed):
                 return printed
             assert monotonic() < deadline, f"{step}: exit {ended}, shown\n{step.output}\nprinted\n{printed}"
             await asyncio.sleep(0.3)

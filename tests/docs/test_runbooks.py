@@ -94,13 +94,16 @@ class Ward:
         headers = {"Authorization": f"Bearer {token}"}
         return await self.http.post(f"{self.system.urls['gateway']}{path}", json=body, headers=headers)
 
-    async def applied(self, patient: str, count: int, *, within: float = 20) -> None:
+    async def applied(self, patient: str, count: int, *, within: float = 45, or_more: bool = False) -> None:
         """Wait until so many of the patient's events have had their effect."""
         headers = {"Authorization": f"Bearer {self.system.token(self.organization, ['admin'])}"}
 
         async def there() -> bool:
             answer = await self.http.get(f"{self.system.urls['gateway']}/patients/{patient}", headers=headers)
-            return answer.status_code == 200 and answer.json()["data"]["eventTotal"] == count
+            if answer.status_code != 200:
+                return False
+            total = answer.json()["data"]["eventTotal"]
+            return bool(total >= count if or_more else total == count)
 
         await eventually(there, within=within, what=f"{count} events of {patient} are applied")
 
@@ -151,12 +154,6 @@ class Ward:
 
     def slugs(self, name: str = "processor") -> set[str]:
         return set(re.findall(r'"event": "([a-z-]+)"', self.log(name)))
-
-    async def healthy(self, *, within: float = 60) -> None:
-        async def so() -> bool:
-            return all(one.health == "healthy" for one in self.system.status())
-
-        await eventually(so, within=within, what="every part and service is healthy")
 
 
 async def eventually(check: Callable[[], Awaitable[bool]], *, within: float, what: str) -> None:
@@ -299,13 +296,27 @@ async def test_a_consumer_that_stopped_itself_is_resumed_after_the_fix(ward: War
 
 async def test_lag_is_seen_by_partition(ward: Ward) -> None:
     runbook = ward.runbook(LAG)
-    await ward.post(*(ward.event("p1", slow=2) for _ in range(5)))
-    await ward.until_metric("carebus_consumer_lag_records", lambda lag: lag >= 1)
-    assert await ward.health() == "ok"
-    printed = await runbook.follow()
-    assert re.search(r"^processor  medical\.events\.v1 .* [1-9]\d*$", printed, re.MULTILINE)
-    assert ward.organization in await runbook.follow()
-    await ward.applied("p1", 5)
+    sent = 0
+
+    async def send_faster_than_it_is_handled() -> None:
+        nonlocal sent
+        while True:
+            await ward.post(ward.event("p1", slow=0.8))
+            sent += 1
+            await asyncio.sleep(0.6)
+
+    sending = asyncio.create_task(send_faster_than_it_is_handled())
+    try:
+        await ward.until_metric("carebus_consumer_lag_records", lambda lag: lag >= 1)
+        printed = await runbook.follow()
+        assert re.search(r"^processor  medical\.events\.v1 .* [1-9]\d*$", printed, re.MULTILINE)
+        assert await ward.health() == "ok"
+        assert ward.organization in await runbook.follow()
+    finally:
+        sending.cancel()
+        await asyncio.gather(sending, return_exceptions=True)
+    # The one on its way when the sending ended may have arrived.
+    await ward.applied("p1", sent, or_more=True)
 
 
 async def test_without_a_broker_senders_are_told_so_until_it_is_back(ward: Ward) -> None:
@@ -423,7 +434,7 @@ async def test_a_full_disk_loses_nothing_and_is_over_once_there_is_room(ward: Wa
             accepted.append(event := large())
             await ward.post(event)
         await runbook.follow()
-        await runbook.follow(code=1, within=30, learn={"5804": r"^store +part +(\d+)"})
+        await runbook.follow(code=None, within=30, learn={"5804": r"^store +part +(\d+)"})
     await runbook.follow()
     await runbook.follow(within=60)
     await ward.applied("p1", len(accepted) + 1)
