@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from time import perf_counter
 from typing import Generic, TypeVar
@@ -212,10 +213,7 @@ class OrderedConsumer(ConsumerRebalanceListener, Generic[E]):  # type: ignore[mi
                 if attempt > 1:  # somebody else is at it too: let them get out of the way
                     await asyncio.sleep(min(0.01 * 2**attempt, 1))
             except PauseConsumption as error:
-                if not self._store_away:
-                    self._store_away = True
-                    log.warning("consumption-waits", group=self.subscription.group, reason=str(error))
-                await asyncio.sleep(self._limits.store_retry.total_seconds())
+                await self._wait_for(error)
             except BatchRefused as error:
                 if plan is not None:
                     plan.close()
@@ -230,6 +228,12 @@ class OrderedConsumer(ConsumerRebalanceListener, Generic[E]):  # type: ignore[mi
             for lane, count in due.items():
                 lane.row = None
                 doubtful.update(record.inbox_id for record, _ in zip(lane.front, range(count), strict=False))
+
+    async def _wait_for(self, error: PauseConsumption) -> None:
+        if not self._store_away:
+            self._store_away = True
+            log.warning("consumption-waits", group=self.subscription.group, reason=str(error))
+        await asyncio.sleep(self._limits.store_retry.total_seconds())
 
     async def _write(self, plan: Plan[E]) -> None:
         group = self.subscription.group
@@ -407,15 +411,16 @@ class OrderedConsumer(ConsumerRebalanceListener, Generic[E]):  # type: ignore[mi
             try:
                 if monotonic() - looked >= look or self._control.unsaved:
                     await self._look()
-                    looked = monotonic()
+                    # A batch that waits knows better.
+                    self._store_away, looked = self._store_away and bool(self._batches), monotonic()
                 if monotonic() - counted >= count:
                     await self._control.sync_interrupted()
                     self._parked = await self._parking.count()
                     counted = monotonic()
                 if self._control.stopped is None and not self._draining:
                     await self._parking.begin()
-            except PauseConsumption:
-                await asyncio.sleep(self._limits.store_retry.total_seconds())
+            except PauseConsumption as error:
+                await self._wait_for(error)
             self._throttle()
             self._wake.set()
             await self._until_next_look(look)
@@ -431,11 +436,9 @@ class OrderedConsumer(ConsumerRebalanceListener, Generic[E]):  # type: ignore[mi
         due = self._parking.next_due()
         if due is not None:
             seconds = min(seconds, max(0.01, (due - self._clock()).total_seconds()))
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._parking_wake.wait()
-        except TimeoutError:
-            pass
 
     # --- rebalance and shutdown ---------------------------------------------------------------------------------
 
