@@ -182,7 +182,8 @@ class FakeOps:
                 return data({"requests": len(self.pending), "deadLetters": len(self.pending)})
             case "GET", ["runs", run]:
                 self.carry_out()
-                return data(self.run(who, run))
+                only(query, {"outcomes"})
+                return data(self.run(who, run, outcomes=query.get("outcomes", "true") == "true"))
             case "POST", ["dead-letters", ("redrive" | "discard") as action]:
                 return data(self.choose(who, action, body))
             case "POST", ["dead-letters", letter_id, "reveal"]:
@@ -325,14 +326,14 @@ class FakeOps:
                 self.letters[again] = {**letter, "id": again, "status": "open", "createdAt": at, "redrives": 1}
             letter["outcome"] = {"status": status, "at": at, "deadLetter": again}
 
-    def run(self, who: Who, run: str) -> dict[str, Any]:
+    def run(self, who: Who, run: str, *, outcomes: bool) -> dict[str, Any]:
         check_run(run)
         pending = sum(one[4] == run for one in self.pending)
         done = [
             letter
             for letter in self.letters.values()
             if who.organization in ("carebus", letter["organizationId"]) and letter["status"] != "open"
-            if run in [(letter[action] or {}).get("run") for action in ("redrive", "discard")]
+            if outcomes and run in [(letter[action] or {}).get("run") for action in ("redrive", "discard")]
         ]
         again = [one for one in done if one["outcome"]["status"] == "dead-lettered"]
         return {

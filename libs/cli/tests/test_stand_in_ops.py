@@ -199,6 +199,8 @@ async def test_the_stand_in_answers_as_the_real_one(real: Side, stand_in: Side) 
         ("t0ken", "POST", "/dead-letters/redrive", chosen(ids=[LETTER, "medical.events.v1-3-9"])),
         ("t0ken", "POST", "/dead-letters/redrive", chosen(ids=[])),
         ("t0ken", "GET", f"/runs/{RUN}", None),
+        ("t0ken", "GET", f"/runs/{RUN}?outcomes=false", None),
+        ("t0ken", "GET", f"/runs/{RUN}?outcome=false", None),
         ("t0ken", "GET", "/runs/the-last-one", None),
         ("nobody", "GET", f"/runs/{RUN}", None),
         ("hospital", "POST", "/dead-letters/redrive", chosen(ids=[LETTER])),

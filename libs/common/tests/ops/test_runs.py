@@ -54,6 +54,12 @@ async def test_a_run_counts_its_outcomes_and_names_what_failed_again(world: Any,
     }
 
 
+async def test_outcomes_are_not_counted_for_whoever_only_asks_what_is_left(world: Any, kit: Any) -> None:
+    await world.insert(settled(kit, 0, "dead-lettered"))
+    assert await world.data(f"/runs/{RUN}?outcomes=false") == NOTHING
+    assert (await world.get(f"/runs/{RUN}?outcomes=no")).status_code == 400
+
+
 async def test_of_many_that_failed_again_a_hundred_are_named(world: Any, kit: Any) -> None:
     await world.insert(*(settled(kit, n, "dead-lettered") for n in range(120)))
     data = await world.data(f"/runs/{RUN}")

@@ -125,7 +125,14 @@ async def settle(client: GatewayClient, doing: Doing, pace: Pace, *, quiet: bool
     doing.paused = await is_paused(client, doing.service)
     patience = IMPATIENT if doing.paused else PATIENT
     with Meter(_DONE[doing.action], requested, quiet=quiet) as meter:
-        progress = await follow(client, doing.service, doing.run, pace=pace, patience=patience, tell=meter.set)
+        progress = await follow(
+            client,
+            doing.service,
+            doing.run,
+            pace=pace,
+            patience=patience,
+            tell=lambda left: meter.set(max(0, requested - left)),
+        )
     doing.progress = progress
     if (rest := requested - progress.outcomes.total()) > 0 and not progress.pending:
         left = await still_open(client, doing.service, doing.action, doing.chosen, doing.reason)

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 from carebus_cli.client import GatewayClient, Refused
 from carebus_cli.ops import Service, get, post
@@ -35,6 +35,7 @@ __all__ = [
     "still_open",
 ]
 
+T = TypeVar("T")
 Action = Literal["redrive", "discard"]
 
 # The most dead letters that one request may name, and that it may choose by a filter.
@@ -44,8 +45,6 @@ _MOST: Final = 20_000
 _SMOOTH: Final = 1000
 _SECONDS: Final = 5
 _POLL: Final = 0.5
-# How many times longer than asking took nothing is asked.
-_SHARE: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +83,6 @@ class Progress:
     pending: int
     outcomes: Counter[str]
     again: list[tuple[str, str]] = field(default_factory=list)
-
-    @property
-    def final(self) -> int:
-        return self.outcomes.total() - self.outcomes["retrying"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,23 +188,31 @@ async def follow(
 ) -> Progress:
     """Wait until all that `run` asked for is carried out and has a final outcome, or nothing changes for too long.
 
-    `tell` is told how many have a final outcome.
+    `tell` is told how many are not carried out yet, whenever that changes.
     """
-    seen: tuple[int, int] | None = None
-    changed_at = pace.clock()
-    while True:
-        asked_at = pace.clock()
-        progress = _progress(await get(client, service, "runs", run))
-        if seen != (now := (progress.pending, progress.final)):
+
+    # Outcomes are counted at the end: the larger the run, the more that costs the store, which has much to do now.
+    async def left() -> int:
+        answer = await get(client, service, "runs", run, params={"outcomes": "false"})
+        count: int = answer["pending"]["deadLetters"]
+        tell(count)
+        return count
+
+    async def progress() -> Progress:
+        return _progress(await get(client, service, "runs", run))
+
+    await _until(left, lambda count: count == 0, patience.pending, pace)
+    return await _until(progress, lambda seen: not seen.outcomes["retrying"], patience.retrying, pace)
+
+
+async def _until(ask: Callable[[], Awaitable[T]], enough: Callable[[T], bool], stall_after: timedelta, pace: Pace) -> T:
+    """Ask until the answer is `enough`, or has not changed for `stall_after`; the last answer."""
+    seen, changed_at = await ask(), pace.clock()
+    while not enough(seen) and pace.clock() - changed_at < stall_after.total_seconds():
+        await pace.sleep(_POLL)
+        if (now := await ask()) != seen:
             seen, changed_at = now, pace.clock()
-            tell(progress.final)
-        if not progress.pending and not progress.outcomes["retrying"]:
-            return progress
-        limit = patience.pending if progress.pending else patience.retrying
-        if pace.clock() - changed_at >= limit.total_seconds():
-            return progress
-        # The larger the run, the more it costs the store to be asked.
-        await pace.sleep(max(_POLL, _SHARE * (pace.clock() - asked_at)))
+    return seen
 
 
 async def still_open(client: GatewayClient, service: Service, action: Action, chosen: Selection, reason: str) -> int:

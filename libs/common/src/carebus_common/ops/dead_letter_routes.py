@@ -30,6 +30,7 @@ from carebus_common.ops.models import (
     PendingView,
     ReasonBody,
     RevealedView,
+    RunQuery,
     RunView,
     SummaryQuery,
     SummaryRow,
@@ -98,13 +99,13 @@ def _add_reading(router: APIRouter, operations: Operations) -> None:
         return Data(data=PendingView(requests=requests, dead_letters=named))
 
     @router.get("/runs/{run}", summary="What a run came to so far")
-    async def get_run(run: UUID, caller: Operator) -> Data[RunView]:
+    async def get_run(run: UUID, query: Annotated[RunQuery, Query()], caller: Operator) -> Data[RunView]:
         """Of all requests that were made with this `run`, as far as the caller may see; empty where there are none."""
         scope = operations.scope(caller)
         with operations.in_time():
             # In this order: an owner takes a request away after its outcomes are there.
             requests, named = await letters.pending(scope, str(run))
-            counts, again = await letters.outcomes(scope, str(run))
+            counts, again = await letters.outcomes(scope, str(run)) if query.outcomes == "true" else ({}, [])
         return Data(data=run_view(requests, named, counts, again))
 
 

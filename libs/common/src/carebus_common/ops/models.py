@@ -31,6 +31,7 @@ __all__ = [
     "Reason",
     "ReasonBody",
     "RevealedView",
+    "RunQuery",
     "RunView",
     "SummaryQuery",
     "SummaryRow",
@@ -87,6 +88,12 @@ class ListQuery(SummaryQuery):
 class AuditQuery(QueryModel):
     limit: Limit = 50
     cursor: Cursor | None = Field(default=None, description="`page.next` of the page before.")
+
+
+class RunQuery(QueryModel):
+    outcomes: Literal["true", "false"] = Field(
+        default="true", description="Counting them costs more, the more there are."
+    )
 
 
 class TailQuery(QueryModel):
@@ -316,7 +323,7 @@ class RunView(_View):
     """
 
     pending: PendingView
-    outcomes: dict[str, int]
+    outcomes: dict[str, int] = Field(description="Empty if they were not asked for.")
     again: list[AgainView]
 
 
