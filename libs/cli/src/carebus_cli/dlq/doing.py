@@ -135,7 +135,9 @@ async def settle(client: GatewayClient, doing: Doing, pace: Pace, *, quiet: bool
         )
     doing.progress = progress
     if (rest := requested - progress.outcomes.total()) > 0 and not progress.pending:
-        left = await still_open(client, doing.service, doing.action, doing.chosen, doing.reason)
+        left = await still_open(
+            client, doing.service, doing.action, doing.chosen, doing.reason, pace=pace, patience=patience
+        )
         doing.by_others = max(0, rest - left)
 
 

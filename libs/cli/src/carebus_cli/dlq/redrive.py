@@ -93,8 +93,9 @@ class Patience:
     retrying: timedelta
 
 
-# A retry or two of a handler; what takes longer is told as retrying.
-PATIENT: Final = Patience(pending=timedelta(seconds=30), retrying=timedelta(seconds=10))
+# For a minute, the store keeps what the transaction of a killed owner was about from the next one. Retrying: a retry or
+# two of a handler; what takes longer is told as retrying.
+PATIENT: Final = Patience(pending=timedelta(seconds=90), retrying=timedelta(seconds=10))
 IMPATIENT: Final = Patience(timedelta(), timedelta())
 
 
@@ -188,20 +189,22 @@ async def follow(
 ) -> Progress:
     """Wait until all that `run` asked for is carried out and has a final outcome, or nothing changes for too long.
 
-    `tell` is told how many are not carried out yet, whenever that changes.
+    `tell` is told how many are not carried out yet. What others asked for before, or a command that was killed, comes
+    first: as long as that gets less, the run's turn comes.
     """
 
     # Outcomes are counted at the end: the larger the run, the more that costs the store, which has much to do now.
-    async def left() -> int:
+    async def left() -> tuple[int, int]:
         answer = await get(client, service, "runs", run, params={"outcomes": "false"})
         count: int = answer["pending"]["deadLetters"]
         tell(count)
-        return count
+        anybodys: int = (await get(client, service, "requests"))["deadLetters"] if count else 0
+        return count, anybodys
 
     async def progress() -> Progress:
         return _progress(await get(client, service, "runs", run))
 
-    await _until(left, lambda count: count == 0, patience.pending, pace)
+    await _until(left, lambda pending: pending[0] == 0, patience.pending, pace)
     return await _until(progress, lambda seen: not seen.outcomes["retrying"], patience.retrying, pace)
 
 
@@ -215,9 +218,22 @@ async def _until(ask: Callable[[], Awaitable[T]], enough: Callable[[T], bool], s
     return seen
 
 
-async def still_open(client: GatewayClient, service: Service, action: Action, chosen: Selection, reason: str) -> int:
-    """How many of those chosen could be asked for again."""
-    return (await look(client, service, action, chosen, reason)).matching
+async def still_open(
+    client: GatewayClient,
+    service: Service,
+    action: Action,
+    chosen: Selection,
+    reason: str,
+    *,
+    pace: Pace,
+    patience: Patience = PATIENT,
+) -> int:
+    """How many of those chosen stay open, though nothing is pending: somebody else's request may be at them still."""
+
+    async def matching() -> int:
+        return (await look(client, service, action, chosen, reason)).matching
+
+    return await _until(matching, lambda count: count == 0, patience.pending, pace)
 
 
 async def is_paused(client: GatewayClient, service: Service) -> bool:
