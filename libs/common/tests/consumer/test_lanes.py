@@ -27,6 +27,23 @@ def test_a_lane_is_taken_once_until_it_is_released() -> None:
     assert lanes.take(10) == {lane: 1}
 
 
+def test_a_lane_is_no_more_in_the_hands_of_a_batch_that_let_go_of_it_when_another_has_taken_it() -> None:
+    lanes: Lanes[Any] = Lanes(idle_limit=10)
+    lanes.append(key("a"), record(1))
+    (lane,) = lanes.take(10)
+    lane.batch = first = object()
+    assert lane.held_by(first)
+    lanes.settling(lane)
+    assert not lane.held_by(first)
+    lanes.release(lane)
+    (lane,) = lanes.take(10)
+    lane.batch = second = object()
+    assert lane.held_by(second)
+    assert not lane.held_by(first)
+    lanes.revoke([0])
+    assert not lane.held_by(second)
+
+
 def test_one_patients_flood_shares_a_batch_with_everybody_else() -> None:
     lanes: Lanes[Any] = Lanes(idle_limit=10)
     for offset in range(1000):

@@ -240,7 +240,7 @@ async def test_a_patient_row_that_is_not_as_it_was_read_is_not_written(world: Wo
     (first,) = (await store.patient_rows(["org/p"])).values()
     await store.write(write(first, 2))
     (second,) = (await store.patient_rows(["org/p"])).values()
-    for stale in (nothing, first, replace(second, parked=Parked(0, 1, Position("t", 0, 1), 7))):
+    for stale in (nothing, first, replace(second, parked=Parked(0, 1, Position("t", 0, 1), Position("t", 0, 1), 7))):
         with pytest.raises(Moved):
             await store.write(write(stale, 3))
     assert (await store.patient_rows(["org/p"])) == {"org/p": second}

@@ -105,7 +105,7 @@ def request(name: str, *, minutes: int = 0, partition: int = 1, topic: str = "t"
     }
 
 
-PARKED = Parked(head=0, next=1, tail=at(5), token=7)
+PARKED = Parked(head=0, next=1, first=at(4), tail=at(5), token=7)
 
 
 class Contract:
@@ -172,6 +172,7 @@ class Contract:
             replace(second, parked=None),
             replace(second, parked=replace(PARKED, head=1)),
             replace(second, parked=replace(PARKED, next=2)),
+            replace(second, parked=replace(PARKED, first=at(3))),
             replace(second, parked=replace(PARKED, tail=at(6))),
             replace(second, parked=replace(PARKED, token=8)),
         )

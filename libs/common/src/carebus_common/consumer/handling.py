@@ -47,9 +47,10 @@ class Handling(Generic[E]):
 
     def handle(self, plan: Plan[E], lane: Lane[E], record: Record[E], row: PatientRow) -> Handled[E] | None:
         """What becomes of the record; None when its handler takes its time (then it is in `plan.slow`)."""
-        handled, lane.handled = lane.handled, None
-        # A change made from a row that has moved since is made again.
-        if handled is not None and handled.record is record and handled.seen == row:
+        handled = lane.handled
+        # It is kept until it is written: the write may be refused for what comes after it in the batch. A change made
+        # from a row that has moved since is made again; that the store refused it stays as it is.
+        if handled is not None and handled.record is record and (record.refused or handled.seen == row):
             return handled
         now = self.clock()
         if record.event is None:

@@ -88,8 +88,10 @@ class Lane(Generic[E]):
     queue: deque[Record[E]] = field(default_factory=deque)
     # The parked patient's row, while its queue is being worked on.
     parked: ParkedPatient | None = None
-    # Which of the two the batch at work takes from.
+    # Which of the two the batch at work takes from, and which batch that is: one that splits itself goes on while its
+    # settled lanes are taken by another.
     queued: bool = False
+    batch: object = None
     # How many records of the queue are applied and have messages on their way, and their rows' numbers.
     emitting: int = 0
     emitted_rows: list[int] = field(default_factory=list)
@@ -103,6 +105,10 @@ class Lane(Generic[E]):
     @property
     def front(self) -> deque[Record[E]]:
         return self.queue if self.queued else self.records
+
+    def held_by(self, batch: object) -> bool:
+        """Whether the batch is at work on the lane, whose partition is still owned."""
+        return self.progress is Progress.BUSY and self.batch is batch and not self.revoked
 
     def drop_queue(self) -> None:
         self.queue.clear()

@@ -223,19 +223,21 @@ class Parking(Generic[E]):
             apart = [name for name, letter in letters.items() if not letter["blocking"] and letter["status"] == "open"]
             if apart:
                 await self._parked.discard_unblocking(apart, request.asked, self._clock())
-        row_ids = {
-            f"{letter['organizationId'] or ''}/{letter['patientId']}": letter
+        # A patient may have several here, of which at most one is at the head.
+        blocking = [
+            (f"{letter['organizationId'] or ''}/{letter['patientId']}", letter)
             for letter in letters.values()
             if letter["blocking"]
-        }
-        patients = await self._parked.parked_patients(list(row_ids))
-        for row_id, letter in row_ids.items():
+        ]
+        patients = await self._parked.parked_patients([row_id for row_id, _ in blocking])
+        for row_id, letter in blocking:
             patient = patients.get(row_id)
             # Only the head of a queue can be moved; one that is not was moved before: a second click.
             if patient is None or patient.dead_letter != letter["_id"] or row_id in self._at_work:
                 continue
-            # One that was redriven, and is still the head, had its effect and was not settled any more.
-            if letter["status"] == "redriven" and letter["outcome"]["status"] == "retrying":
+            # It is being redriven already; what was read of the letter may be older than that. One that was redriven
+            # and is no retry had its effect and was not settled any more.
+            if patient.status == "retrying":
                 continue
             record = self._read_letter(letter, request)
             if self._load(patient, [record]):

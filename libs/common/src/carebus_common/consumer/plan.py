@@ -69,7 +69,7 @@ class Plan(Generic[E]):
     """One transaction, and per lane what it settles and what stands in the way of its next record.
 
     `parked` are the lanes whose head changes, with the parked patient's new row (None: parked no more). `stale` are
-    those whose queue is not what it was when it was loaded.
+    those whose queue may not be what this process knows of it, and is to be looked at again.
     """
 
     trial: FailureWindow

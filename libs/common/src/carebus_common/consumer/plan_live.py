@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 from itertools import islice
 from typing import Any, TypeVar
@@ -33,9 +34,16 @@ def plan_live(
     read = row = lane.row or NO_ROW
     settled: list[Settled[E]] = []
     succeeded = 0
+    seen_before = False
     for record in islice(lane.records, count):
         if record.key is None:
             settled.append(handling.dead_letter_apart(plan, record, "undecodable", Fate.UNDECODABLE))
+            continue
+        if row.parked is not None and row.parked.holds(record.position):
+            # Delivered again: the queue sees to it, even where it had its effect, so that what is before it in the
+            # queue is published first.
+            seen_before = True
+            settled.append(Settled(record, Fate.FORGOTTEN))
             continue
         if record.event is not None and (before := known.get(record.inbox_id)) is not None:
             settled.append(handling.settle_known(plan, record, before))
@@ -67,6 +75,9 @@ def plan_live(
         settled.append(outcome)
     plan.tried(False, succeeded)
     plan.finish(lane, settled, read, row)
+    if seen_before:
+        # An earlier owner parked it, or this one did and the answer was lost: nobody here may know of the patient.
+        plan.stale.append(lane)
 
 
 def _park(
@@ -102,7 +113,7 @@ def _park(
     )
     plan.parked[lane] = patient
     plan.writes.parked.append(patient)
-    parked = Parked(0, 0, record.position, token)
+    parked = Parked(0, 0, record.position, record.position, token)
     if due is None:
         plan.writes.dead_letters.append(letter)
         settled = Settled(record, Fate.DEAD_LETTERED, handling.dlq_messages(letter), letter["_id"])
@@ -136,7 +147,7 @@ def _queued(
             "parkedAt": now,
         }
     )
-    return PatientRow(row.position, Parked(parked.head, parked.next + 1, record.position, parked.token), row.state)
+    return PatientRow(row.position, replace(parked, next=parked.next + 1, tail=record.position), row.state)
 
 
 def behind(record: Record[E], row: PatientRow) -> bool:

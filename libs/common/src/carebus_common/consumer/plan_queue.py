@@ -44,11 +44,12 @@ def plan_queue(
     read = row
     settled: list[Settled[E]] = []
     for record in islice(lane.queue, count):
-        if record.letter is not None and record.letter.action == "discard":
+        before = known.get(record.inbox_id) if record.event is not None else None
+        had_its_effect = before is not None and before.position == record.position
+        if record.letter is not None and record.letter.action == "discard" and not had_its_effect:
             row = _discard(handling, plan, lane, record, record.letter, row, row.parked, patient, known)
             settled.append(Settled(record, Fate.DISCARDED))
             break
-        before = known.get(record.inbox_id) if record.event is not None else None
         if before is not None:
             one = handling.settle_known(plan, record, before)
             settled.append(replace(one, lane=lane))

@@ -18,19 +18,29 @@ Document = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Parked:
-    """That a patient is parked: rows `head` to `next - 1` of `parked_events` wait, `tail` is the newest record parked.
+    """That a patient is parked: rows `head` to `next - 1` of `parked_events` wait behind the head of the queue.
 
-    `token` changes with whatever happens to the head of the queue, so that nobody acts twice on what they read once.
+    `first` is the record that failed and parked the patient, `tail` the newest one parked. `token` changes with what
+    happens to the head of the queue, so that nobody acts twice on what they read once.
     """
 
     head: int
     next: int
+    first: Position
     tail: Position
     token: int
 
     @property
     def waiting(self) -> int:
         return self.next - self.head
+
+    def holds(self, position: Position) -> bool:
+        """Whether the record is one of those parked, so that the queue sees to it and not the log."""
+        first, tail = self.first, self.tail
+        return (position.topic, position.partition) == (first.topic, first.partition) == (
+            tail.topic,
+            tail.partition,
+        ) and first.offset <= position.offset <= tail.offset
 
 
 @dataclass(frozen=True, slots=True)

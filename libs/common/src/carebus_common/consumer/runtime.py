@@ -29,7 +29,7 @@ from carebus_common.consumer.control import Control
 from carebus_common.consumer.emitter import Emitter, Publishes
 from carebus_common.consumer.errors import HandlerTimedOut, PauseConsumption
 from carebus_common.consumer.handling import Handling, utc_now
-from carebus_common.consumer.lanes import Handled, Lane, Lanes, Progress
+from carebus_common.consumer.lanes import Handled, Lane, Lanes
 from carebus_common.consumer.letters import letter_id
 from carebus_common.consumer.limits import Limits, Recent, Status
 from carebus_common.consumer.offsets import Offsets
@@ -101,9 +101,8 @@ class OrderedConsumer(ConsumerRebalanceListener, Generic[E]):  # type: ignore[mi
         self._paused = False
         self._parked = (0, 0)
         self._broken: Exception | None = None
-        group = subscription.group
-        self._in_flight_gauge = metrics.IN_FLIGHT.labels(group)
-        self._stopped_gauge = metrics.STOPPED_PATIENTS.labels(group)
+        self._in_flight_gauge = metrics.IN_FLIGHT.labels(subscription.group)
+        self._stopped_gauge = metrics.STOPPED_PATIENTS.labels(subscription.group)
 
     # --- records in ---------------------------------------------------------------------------------------------
 
@@ -180,6 +179,8 @@ class OrderedConsumer(ConsumerRebalanceListener, Generic[E]):  # type: ignore[mi
                 self._slots.release()
                 return
             batch = tasks.create_task(self._run_batch(due))
+            for lane in due:
+                lane.batch = batch
             self._batches.add(batch)
             batch.add_done_callback(self._batches.discard)
 
@@ -191,7 +192,7 @@ class OrderedConsumer(ConsumerRebalanceListener, Generic[E]):  # type: ignore[mi
             await self._settle(due)
         finally:
             for lane in due:
-                if lane.progress is Progress.BUSY:
+                if lane.held_by(asyncio.current_task()):
                     self._lanes.release(lane)
             self._slots.release()
             self._wake.set()
@@ -202,7 +203,7 @@ class OrderedConsumer(ConsumerRebalanceListener, Generic[E]):  # type: ignore[mi
         """Carry out the due records, whatever it takes, or until their partitions are revoked."""
         doubtful: set[str] = set()
         attempt = 0
-        while due := {lane: n for lane, n in due.items() if not lane.revoked and lane.progress is Progress.BUSY}:
+        while due := {lane: n for lane, n in due.items() if lane.held_by(asyncio.current_task())}:
             plan: Plan[E] | None = None
             try:
                 plan = await self._planner.plan(due, doubtful | self._suspects(due))
@@ -246,12 +247,11 @@ class OrderedConsumer(ConsumerRebalanceListener, Generic[E]):  # type: ignore[mi
         metrics.TRANSACTION_EVENTS.labels(group).observe(len(plan.writes.inbox))
 
     def _suspects(self, due: Mapping[Lane[E], int]) -> set[str]:
-        recent = self._recent.ids
         return {
             record.inbox_id
             for lane, count in due.items()
             for record, _ in zip(lane.front, range(count), strict=False)
-            if record.inbox_id in recent
+            if record.inbox_id in self._recent.ids
         }
 
     async def _find_culprit(self, due: Mapping[Lane[E], int], error: BatchRefused) -> None:

@@ -4,7 +4,7 @@ An inbox row is `{_id: "organization/eventId", organizationId, eventId, patientI
 offset}, contentHash, messages: [{topic, key, value, headers}], processedAt, processingDurationMs}` and what the
 handler adds; that of a discarded event has no patientId, `discardedAt` and nothing else. A patient row is `{_id:
 "organization/patientId", organizationId, patientId, position: {topic, partition, offset}, parked: false | {head, next,
-tail, token}, state}` (see `rows`). What is parked and what is dead is read in `parked_store`.
+first, tail, token}, state}` (see `rows`). What is parked and what is dead is read in `parked_store`.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ __all__ = [
     "message_document",
     "message_from_document",
     "patient_document",
+    "patient_from_document",
     "translated",
 ]
 
@@ -144,12 +145,7 @@ class Store:
         with translated():
             for chunk in chunks(row_ids):
                 async for row in self._patients.find({"_id": {"$in": chunk}}):
-                    position, parked = row.get("position"), row.get("parked")
-                    found[row["_id"]] = PatientRow(
-                        Position(**position) if position else None,
-                        Parked(**{**parked, "tail": Position(**parked["tail"])}) if parked else None,
-                        row.get("state"),
-                    )
+                    found[row["_id"]] = patient_from_document(row)
         return found
 
     async def inbox_rows(self, inbox_ids: Sequence[str]) -> dict[str, InboxRow]:
@@ -249,6 +245,15 @@ def message_document(message: Message) -> Document:
     }
 
 
+def patient_from_document(row: Mapping[str, Any]) -> PatientRow:
+    position, parked = row.get("position"), row.get("parked")
+    if parked:
+        parked = {**parked, "first": Position(**parked["first"]), "tail": Position(**parked["tail"])}
+    return PatientRow(
+        Position(**position) if position else None, Parked(**parked) if parked else None, row.get("state")
+    )
+
+
 def patient_document(write: PatientWrite) -> Document:
     """The patient's new row."""
     return {
@@ -268,8 +273,13 @@ def _position_document(position: Position | None) -> Document | None:
 def _parked_document(parked: Parked | None) -> Document | bool:
     if parked is None:
         return False
-    tail = source_document(parked.tail)
-    return {"head": parked.head, "next": parked.next, "tail": tail, "token": parked.token}
+    return {
+        "head": parked.head,
+        "next": parked.next,
+        "first": source_document(parked.first),
+        "tail": source_document(parked.tail),
+        "token": parked.token,
+    }
 
 
 def chunks(ids: Sequence[str]) -> Iterable[list[str]]:

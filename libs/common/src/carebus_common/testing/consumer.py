@@ -22,7 +22,7 @@ from carebus_common.consumer.change import Position
 from carebus_common.consumer.errors import StoreAway
 from carebus_common.consumer.letters import letter_id
 from carebus_common.consumer.parked_store import ControlRow, ParkedStore, Request, asked_of
-from carebus_common.consumer.rows import Parked, ParkedPatient, PatientRow
+from carebus_common.consumer.rows import ParkedPatient, PatientRow
 from carebus_common.consumer.store import (
     InboxRow,
     Moved,
@@ -31,6 +31,7 @@ from carebus_common.consumer.store import (
     Writes,
     message_from_document,
     patient_document,
+    patient_from_document,
     translated,
 )
 from carebus_common.kafka import BrokerAway, MessageRefused
@@ -103,12 +104,7 @@ class MemoryStore(Store):
 
     async def patient_rows(self, row_ids: Sequence[str]) -> dict[str, PatientRow]:
         return {
-            name: PatientRow(
-                Position(**row["position"]) if row["position"] else None,
-                Parked(**{**row["parked"], "tail": Position(**row["parked"]["tail"])}) if row["parked"] else None,
-                row["state"],
-            )
-            for name, row in (await _found(self.memory, "patients", row_ids)).items()
+            name: patient_from_document(row) for name, row in (await _found(self.memory, "patients", row_ids)).items()
         }
 
     async def inbox_rows(self, inbox_ids: Sequence[str]) -> dict[str, InboxRow]:
