@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -11,6 +12,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import msgspec
+import pytest
 import pytest_asyncio
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from faststream import AckPolicy
@@ -274,6 +276,14 @@ async def world(stack: StackUrls) -> AsyncIterator[World]:
     await publisher.stop()
     await client.drop_database(name)
     await client.close()
+
+
+@pytest.fixture
+def quiet() -> Iterator[None]:
+    """Without the warnings of a thousand failures."""
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
 
 
 def of_patient(messages: Iterable[dict[str, Any]], patient: str) -> list[Any]:
