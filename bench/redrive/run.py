@@ -102,7 +102,8 @@ async def park(database: mongo.Database, letters: int) -> None:
             token,
             dead_letter=letter["_id"],
         )
-        parked = {"head": 0, "next": len(stored) - 1, "tail": stored[-1]["source"], "token": token}
+        first, tail = stored[0]["source"], stored[-1]["source"]
+        parked = {"head": 0, "next": len(stored) - 1, "first": first, "tail": tail, "token": token}
         add(rows, "dead_letters", {**letter, "publishedAt": now})
         add(rows, "parked_patients", patient.document())
         add(
