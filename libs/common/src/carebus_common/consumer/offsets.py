@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaConnectionError, KafkaError
 
+from carebus_common.consumer.change import Position
 from carebus_common.consumer.watermark import LowWaterMark
 from carebus_common.failpoints import failpoint
 from carebus_common.logging import get_logger
@@ -15,6 +17,9 @@ __all__ = ["Offsets"]
 
 log = get_logger(__name__)
 
+_PATIENCE_SECONDS = 60.0
+_ANSWER_SECONDS = 2.0
+
 
 class Offsets:
     """Which records of the owned partitions are done, and how far the group's offsets may be committed."""
@@ -22,6 +27,9 @@ class Offsets:
     def __init__(self, topic: str) -> None:
         self._topic = topic
         self._marks: dict[int, LowWaterMark] = {}
+        # Where the partitions stood when they were assigned, as far as that is known, and when that was.
+        self._starts: dict[int, int] = {}
+        self._owned_at: dict[int, float] = {}
         self.consumer: AIOKafkaConsumer | None = None
 
     @property
@@ -36,6 +44,29 @@ class Offsets:
     def own(self, partitions: Iterable[int]) -> None:
         for partition in partitions:
             self._marks[partition] = LowWaterMark()
+            self._owned_at[partition] = asyncio.get_running_loop().time()
+            self._starts.pop(partition, None)
+
+    async def learn_starts(self) -> None:
+        """Ask the group where newly owned partitions stand; again next time, if the broker is away."""
+        try:
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                for partition in self._marks.keys() - self._starts.keys():
+                    self._starts[partition] = await self.committed(partition) or 0
+        except (KafkaError, TimeoutError) as error:
+            log.info("committed-unknown", topic=self._topic, error=type(error).__name__)
+
+    def reached(self, position: Position) -> bool:
+        """Whether all records before this one were taken, here or by an earlier owner who was done with them.
+
+        Nobody waits for that longer than a minute: the log may not have them any more.
+        """
+        mark = self._marks.get(position.partition)
+        if mark is None or position.topic != self._topic:
+            return True
+        if max(mark.next, self._starts.get(position.partition, 0)) >= position.offset:
+            return True
+        return asyncio.get_running_loop().time() - self._owned_at[position.partition] > _PATIENCE_SECONDS
 
     def take(self, partition: int, offset: int) -> bool:
         """Note a fetched record; False if its partition is not owned any more. Raises `WentBackwards`."""

@@ -14,7 +14,7 @@ import heapq
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Generic, TypeVar
 
 from carebus_common import metrics
@@ -116,15 +116,16 @@ class Parking(Generic[E]):
         elif patient.due_at is not None:
             self._schedule(patient.due_at, patient.row_id, patient.partition)
 
-    def stale(self, lane: Lane[E]) -> None:
-        """The lane's queue is not what it was when it was loaded: look again, also at what was asked for."""
+    def stale(self, lane: Lane[E], after: timedelta = timedelta(0)) -> None:
+        """The lane's queue is not what it was when it was loaded, or it is too early for it: look again, also at what
+        was asked for."""
         row_id = row_id_of(lane.key)
         for record in lane.queue:
             for asked in self._asked.values():
                 if record.letter is not None and row_id in asked.at_work:
                     asked.waiting.append(record.letter.id)
         self._leave(lane)
-        self._schedule(self._clock(), row_id_of(lane.key), lane.key[0])
+        self._schedule(self._clock() + after, row_id_of(lane.key), lane.key[0])
 
     def emitted(self, lane: Lane[E]) -> None:
         """All that was applied of the lane's queue is out."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import Enum, auto
 from typing import Generic, TypeVar
 
@@ -69,7 +69,8 @@ class Plan(Generic[E]):
     """One transaction, and per lane what it settles and what stands in the way of its next record.
 
     `parked` are the lanes whose head changes, with the parked patient's new row (None: parked no more). `stale` are
-    those whose queue may not be what this process knows of it, and is to be looked at again.
+    those whose queue may not be what this process knows of it, or is not to be worked on yet, and how long after this
+    it is to be looked at again.
     """
 
     trial: FailureWindow
@@ -78,7 +79,7 @@ class Plan(Generic[E]):
     rows: dict[Lane[E], PatientRow] = field(default_factory=dict)
     slow: dict[Lane[E], Slow[E]] = field(default_factory=dict)
     parked: dict[Lane[E], ParkedPatient | None] = field(default_factory=dict)
-    stale: list[Lane[E]] = field(default_factory=list)
+    stale: dict[Lane[E], timedelta] = field(default_factory=dict)
     # First tries, in order, for the mass-failure stop.
     runs: list[Run] = field(default_factory=list)
 

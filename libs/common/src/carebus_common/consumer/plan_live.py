@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -39,13 +39,15 @@ def plan_live(
         if record.key is None:
             settled.append(handling.dead_letter_apart(plan, record, "undecodable", Fate.UNDECODABLE))
             continue
-        if row.parked is not None and row.parked.holds(record.position):
+        before = known.get(record.inbox_id) if record.event is not None else None
+        copied = before is not None and before.position != record.position
+        if row.parked is not None and row.parked.holds(record.position) and not copied:
             # Delivered again: the queue sees to it, even where it had its effect, so that what is before it in the
             # queue is published first.
             seen_before = True
             settled.append(Settled(record, Fate.FORGOTTEN))
             continue
-        if record.event is not None and (before := known.get(record.inbox_id)) is not None:
+        if before is not None:
             settled.append(handling.settle_known(plan, record, before))
             continue
         if behind(record, row):
@@ -77,7 +79,7 @@ def plan_live(
     plan.finish(lane, settled, read, row)
     if seen_before:
         # An earlier owner parked it, or this one did and the answer was lost: nobody here may know of the patient.
-        plan.stale.append(lane)
+        plan.stale[lane] = timedelta(0)
 
 
 def _park(

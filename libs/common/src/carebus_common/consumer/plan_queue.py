@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -39,7 +39,7 @@ def plan_queue(
     """
     row, patient = lane.row, lane.parked
     if row is None or row.parked is None or patient is None or row.parked.token != patient.token:
-        plan.stale.append(lane)
+        plan.stale[lane] = timedelta(0)
         return
     read = row
     settled: list[Settled[E]] = []

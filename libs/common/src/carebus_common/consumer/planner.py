@@ -8,10 +8,11 @@ objects, the runtime suspects every event of the batch and plans again.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Set
+from datetime import timedelta
 from itertools import islice
 from typing import Generic, TypeVar
 
-from carebus_common.consumer.change import PatientEvent
+from carebus_common.consumer.change import PatientEvent, Position
 from carebus_common.consumer.failures import FailureWindow
 from carebus_common.consumer.handling import Handling
 from carebus_common.consumer.lanes import Lane, row_id_of
@@ -25,12 +26,22 @@ __all__ = ["Planner"]
 
 E = TypeVar("E", bound=PatientEvent)
 
+_LATER = timedelta(milliseconds=100)
+
 
 class Planner(Generic[E]):
-    """`window` gives the failures so far."""
+    """`window` gives the failures so far; `reached` tells whether all records before one were delivered."""
 
-    def __init__(self, store: Store, handling: Handling[E], *, window: Callable[[], FailureWindow]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        handling: Handling[E],
+        *,
+        window: Callable[[], FailureWindow],
+        reached: Callable[[Position], bool],
+    ) -> None:
         self._store = store
+        self._reached = reached
         self._handling = handling
         self._window = window
 
@@ -48,13 +59,29 @@ class Planner(Generic[E]):
             for lane, count in due.items():
                 if plan.trial.tripped:
                     break
-                if not lane.revoked:
+                if lane.revoked:
+                    continue
+                if lane.queued and self._early(lane):
+                    plan.stale[lane] = _LATER
+                else:
                     plan_lane = plan_queue if lane.queued else plan_live
                     plan_lane(self._handling, plan, lane, count, known, planned)
         except BaseException:
             plan.close()
             raise
         return plan
+
+    def _early(self, lane: Lane[E]) -> bool:
+        """Whether events before the queue may not have been published: an earlier owner's that are delivered again."""
+        parked = lane.row.parked if lane.row is not None else None
+        if parked is None:
+            return False
+        first, live = parked.first, next(iter(lane.records), None)
+        return not self._reached(first) or (
+            live is not None
+            and (live.position.topic, live.position.partition) == (first.topic, first.partition)
+            and live.position.offset < first.offset
+        )
 
     async def _read_rows(self, due: Mapping[Lane[E], int]) -> None:
         unread = {row_id_of(lane.key): lane for lane in due if lane.row is None}

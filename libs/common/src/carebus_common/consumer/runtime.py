@@ -84,8 +84,8 @@ class OrderedConsumer(ConsumerRebalanceListener, Generic[E]):  # type: ignore[mi
         )
         self._parking_wake = asyncio.Event()
         handling = Handling(subscription, interrupted=self._control.interrupted, recorder=self._recorder, clock=clock)
-        self._planner = Planner(store, handling, window=lambda: self._control.window)
         self._offsets = Offsets(subscription.topic)
+        self._planner = Planner(store, handling, window=lambda: self._control.window, reached=self._offsets.reached)
         self._recent = Recent(self._limits.remembered_ids)
         self._slots = asyncio.Semaphore(self._limits.concurrent_batches)
         self._writing = asyncio.Semaphore(self._limits.concurrent_transactions)
@@ -287,9 +287,9 @@ class OrderedConsumer(ConsumerRebalanceListener, Generic[E]):  # type: ignore[mi
         account(self.subscription.group, plan)
         for lane, patient in plan.parked.items():
             self._parking.moved(lane, patient)
-        for lane in plan.stale:
+        for lane, after in plan.stale.items():
             lane.row = None
-            self._parking.stale(lane)
+            self._parking.stale(lane, after)
         for lane, slow in plan.slow.items():
             self._start_slow(lane, slow)
         if self._held_up:
@@ -426,10 +426,10 @@ class OrderedConsumer(ConsumerRebalanceListener, Generic[E]):  # type: ignore[mi
             await self._until_next_look(look)
 
     async def _look(self) -> None:
-        first = not self._control.ready
-        if first:
+        if not self._control.ready:
             await self._control.sync_interrupted()
         await self._control.sync()
+        await self._offsets.learn_starts()
         await self._parking.look()
 
     async def _until_next_look(self, seconds: float) -> None:

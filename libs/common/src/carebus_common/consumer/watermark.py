@@ -47,5 +47,10 @@ class LowWaterMark:
         return self._done or None
 
     @property
+    def next(self) -> int:
+        """The offset after the newest record taken; 0 before any."""
+        return self._done
+
+    @property
     def in_flight(self) -> int:
         return len(self._open)
