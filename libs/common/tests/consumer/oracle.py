@@ -159,8 +159,9 @@ class Oracle:
         for name in self.requests:
             yield f"request {name} is not carried out"
         for letter in self.letters.values():
-            # A conflict that was cut off, and now stands in the queue, is told when its turn comes.
-            if letter["publishedAt"] is None and place(letter) not in self.waiting:
+            # One that was redriven before its publication, and was cut off, is nobody's concern any more. A conflict
+            # that was cut off, and now stands in the queue, is told when its turn comes.
+            if letter["status"] == "open" and letter["publishedAt"] is None and place(letter) not in self.waiting:
                 yield f"{letter['_id']} is not published"
         for row_id, row in self.patients.items():
             if row["state"] and list(dict.fromkeys(self.emitted[row_id])) != row["state"]["seen"]:
@@ -180,7 +181,7 @@ class Oracle:
 
 def settle(world: World) -> None:
     """Bring everything back and wait until all is done that can be done; assert that it is, and what must hold then."""
-    world.store.state = world.broker.state = "up"
+    world.store.state = world.broker.state = world.coordinator.state = "up"
     if not world.replicas:
         world.start("one")
     if not world.orderly:  # else nobody may need to be told anew what they own

@@ -149,10 +149,12 @@ class World:
         self.loop = SimulatedTimeLoop()
         self.rng = random.Random(seed)
         self.store = Line(pause=self._pause, patience=2.0)
+        # What is published may wait although records are fetched and offsets committed.
         self.broker = Line(pause=self._pause, patience=2.0)
+        self.coordinator = Line(pause=self._pause, patience=2.0)
         self.memory = Memory(self.store)
         self.published: list[Message] = []
-        self.group = MemoryGroup(TOPIC, self.broker)
+        self.group = MemoryGroup(TOPIC, self.coordinator)
         self.log: dict[int, list[ConsumerRecord]] = {p: [] for p in range(PARTITIONS)}
         self.accepted: list[Accepted] = []
         self.scripts: dict[int, Script] = {}
@@ -254,7 +256,7 @@ class World:
     async def _fetch(self, replica: Replica) -> None:
         while True:
             await asyncio.sleep(self.rng.random() * 0.05)
-            if self.broker.state != "up":
+            if self.coordinator.state != "up":
                 continue
             for partition in sorted(replica.own - replica.consumer.paused()):
                 at = replica.positions.get(partition.partition)

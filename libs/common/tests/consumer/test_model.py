@@ -10,16 +10,18 @@ from typing import Any
 from uuid import UUID
 
 import msgspec
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
     invariant,
-    precondition,
     rule,
     run_state_machine_as_test,
 )
+
+from carebus_common.testing.consumer import State
 
 from .oracle import Oracle, settle
 from .simulation import FAILING, PARTITIONS, PASSING, Event, Patient, Script, World
@@ -32,6 +34,21 @@ replicas = st.sampled_from(REPLICAS)
 # Fine ones twice as often: somebody must stand behind those that fail.
 kinds = st.sampled_from([*PASSING, "fine", *FAILING, "copy", "conflict", "elsewhere", "undecodable", "keyless"])
 index = st.integers(0, 1000)
+splits = st.tuples(st.integers(0, 1), st.integers(0, 1))
+actions = st.sampled_from(["redrive", "redrive", "discard"])
+moments = st.sampled_from([0.0, 0.005, 0.01, 0.03, 0.1, 0.3, 1.0])
+
+# The store, the broker that is published to, and the group's coordinator.
+Weather = tuple[State, State, State]
+FAIR: Weather = ("up", "up", "up")
+STORMS: tuple[Weather, ...] = (
+    *((state, "up", "up") for state in ("away", "unsure", "hangs")),
+    *(("up", state, "up") for state in ("away", "unsure", "hangs")),
+    ("up", "up", "away"),
+    ("up", "up", "unsure"),
+    ("unsure", "away", "up"),
+)
+weathers = st.one_of(st.just(FAIR), st.sampled_from(STORMS))
 
 
 class Runtime(RuleBasedStateMachine):
@@ -57,13 +74,22 @@ class Runtime(RuleBasedStateMachine):
         self.world.start("one")
         self.world.rebalance(dict.fromkeys(range(PARTITIONS), "one"))
 
-    # --- events ---------------------------------------------------------------------------------------------------
+    # --- events, time and faults ----------------------------------------------------------------------------------
 
-    @rule(events=st.lists(st.tuples(patients, kinds, index), min_size=1, max_size=6), then=st.sampled_from([0, 0.005]))
-    def accept(self, events: list[tuple[Patient, str, int]], then: float) -> None:
+    @rule(events=st.lists(st.tuples(patients, kinds, index), min_size=1, max_size=8), weather=weathers, seconds=moments)
+    def accept(self, events: list[tuple[Patient, str, int]], weather: Weather, seconds: float) -> None:
         for patient, kind, which in events:
             self._accept(patient, kind, which)
-        self.world.pass_time(then)
+        self.let_time_pass(weather, seconds)
+
+    @rule(weather=weathers, seconds=moments)
+    def wait(self, weather: Weather, seconds: float) -> None:
+        self.let_time_pass(weather, seconds)
+
+    def let_time_pass(self, weather: Weather, seconds: float) -> None:
+        world = self.world
+        world.store.state, world.broker.state, world.coordinator.state = weather
+        world.pass_time(seconds)
 
     def _accept(self, patient: Patient, kind: str, which: int) -> None:
         world = self.world
@@ -90,70 +116,39 @@ class Runtime(RuleBasedStateMachine):
         world.scripts[n] = script
         world.accept(patient, event)
 
-    # --- time and faults ------------------------------------------------------------------------------------------
-
-    @rule(seconds=st.sampled_from([0.002, 0.005, 0.01, 0.02, 0.05, 0.3, 0.6, 3.0]))
-    def let_time_pass(self, seconds: float) -> None:
-        self.world.pass_time(seconds)
-
-    @rule(state=st.sampled_from(["up", "up", "away", "unsure", "hangs"]))
-    def change_the_store(self, state: Any) -> None:
-        self.world.store.state = state
-
-    @rule(state=st.sampled_from(["up", "up", "away", "unsure", "hangs"]))
-    def change_the_broker(self, state: Any) -> None:
-        self.world.broker.state = state
-
     # --- replicas -------------------------------------------------------------------------------------------------
 
-    @rule(name=replicas)
-    def crash(self, name: str) -> None:
-        if name in self.world.replicas:
-            self.world.crash(name)
-
-    @rule(name=replicas)
-    def leave(self, name: str) -> None:
-        if name in self.world.replicas:
-            self.world.leave(name)
-            self._rebalance((0, 0))
-
-    @rule(name=replicas, split=st.tuples(st.integers(0, 1), st.integers(0, 1)))
-    def join(self, name: str, split: tuple[int, int]) -> None:
-        if name not in self.world.replicas:
-            self.world.start(name)
-            self._rebalance(split)
-
-    @precondition(lambda self: self.world.replicas)
-    @rule(split=st.tuples(st.integers(0, 1), st.integers(0, 1)))
-    def rebalance(self, split: tuple[int, int]) -> None:
-        self._rebalance(split)
-
-    def _rebalance(self, split: tuple[int, int]) -> None:
-        names = sorted(self.world.replicas)
-        if names:
-            self.world.rebalance({p: names[i % len(names)] for p, i in enumerate(split)})
-
-    @rule(name=replicas)
-    def steal(self, name: str) -> None:
-        """The other one was stopped for longer than the session lasts, and goes on in its belief."""
-        if name not in self.world.replicas:
-            self.world.start(name)
-        self.world.steal(name)
+    @rule(
+        what=st.sampled_from(["crash", "restart", "leave", "join", "rebalance", "steal"]), name=replicas, split=splits
+    )
+    def change_the_group(self, what: str, name: str, split: tuple[int, int]) -> None:
+        world = self.world
+        if what in ("join", "steal") and name not in world.replicas:
+            world.start(name)
+        elif what in ("crash", "restart") and name in world.replicas:
+            world.crash(name)
+            if what == "restart":
+                world.start(name)
+        elif what == "leave" and name in world.replicas:
+            world.leave(name)
+        names = sorted(world.replicas)
+        if what == "steal":
+            # The other one was stopped for longer than its session lasts, and goes on in its belief.
+            world.steal(name)
+        elif names:
+            world.rebalance({partition: names[i % len(names)] for partition, i in enumerate(split)})
 
     # --- people ---------------------------------------------------------------------------------------------------
 
-    @rule(action=st.sampled_from(["redrive", "redrive", "discard"]), which=st.lists(index, min_size=1, max_size=3))
-    def ask(self, action: str, which: list[int]) -> None:
-        letters = list(self.world.memory["dead_letters"].values())
-        if letters:
-            self._ask(action, [letters[i % len(letters)] for i in which])
-
-    @rule(action=st.sampled_from(["redrive", "discard"]), mend=st.booleans())
-    def ask_for_all(self, action: str, mend: bool) -> None:
+    @rule(action=actions, which=st.lists(index, max_size=3), mend=st.booleans())
+    def ask(self, action: str, which: list[int], mend: bool) -> None:
+        """Redrive or discard some dead letters, or all of them."""
         if mend:
             for script in self.world.scripts.values():
                 script.mended = True
-        self._ask(action, list(self.world.memory["dead_letters"].values()))
+        letters = list(self.world.memory["dead_letters"].values())
+        if letters:
+            self._ask(action, [letters[i % len(letters)] for i in which] or letters)
 
     def _ask(self, action: str, letters: list[dict[str, Any]]) -> None:
         self.world.ask(action, [letter["_id"] for letter in letters])
@@ -162,12 +157,6 @@ class Runtime(RuleBasedStateMachine):
             for letter in letters
             if letter["status"] == "open" and (letter["blocking"] or action == "discard")
         }
-
-    @rule(which=index)
-    def mend(self, which: int) -> None:
-        failing = [s for s in self.world.scripts.values() if s.kind in FAILING and not s.mended]
-        if failing:
-            failing[which % len(failing)].mended = True
 
     @rule(which=index)
     def edit(self, which: int) -> None:
@@ -216,11 +205,12 @@ class Runtime(RuleBasedStateMachine):
 LONGER = int(os.environ.get("CAREBUS_MODEL_EXAMPLES", "0"))
 
 
+@pytest.mark.timeout(900 + LONGER)  # it shrinks what it finds
 def test_no_sequence_of_events_faults_and_crashes_breaks_what_the_runtime_promises(quiet: None) -> None:
     run_state_machine_as_test(
         Runtime,
         settings=settings(
-            max_examples=LONGER or 100,
+            max_examples=LONGER or 250,
             stateful_step_count=40,
             deadline=None,
             derandomize=not LONGER,

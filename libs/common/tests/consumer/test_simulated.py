@@ -103,3 +103,31 @@ def test_what_was_drained_but_not_published_is_published_in_order_by_the_next_ow
         world.pass_time(0.005)
         Oracle(world).check()
     settle(world)
+
+
+def test_a_conflict_whose_dead_letter_was_cut_off_is_published_though_its_patient_is_parked_since(world: World) -> None:
+    send(world, P, "fine")
+    send(world, P, "failing")
+    settle(world)
+    world.broker.state = "hangs"
+    send(world, P, "fine", copy_of=0)
+    send(world, P, "fine")
+    world.pass_time(0.1)
+    world.crash("one")
+    settle(world)
+
+
+def test_what_was_applied_before_the_parking_but_not_published_goes_before_the_queue(world: World) -> None:
+    world.broker.state = "hangs"
+    send(world, P, "slow")
+    send(world, P, "flaky", 1)
+    assert until(world, lambda: P.row_id in world.memory["parked_patients"])
+    world.crash("one")
+    world.broker.state = "up"
+    world.pass_time(1)  # its retry is overdue
+    world.start("one")
+    world.rebalance(dict.fromkeys(range(PARTITIONS), "one"))
+    for _ in range(100):
+        world.pass_time(0.005)
+        Oracle(world).check()
+    settle(world)

@@ -37,11 +37,23 @@ from carebus_common.consumer.store import (
 from carebus_common.kafka import BrokerAway, MessageRefused
 from carebus_common.messages import Message, Receipt
 
-__all__ = ["Line", "Memory", "MemoryConsumer", "MemoryGroup", "MemoryParkedStore", "MemoryPublisher", "MemoryStore"]
+__all__ = [
+    "Line",
+    "Memory",
+    "MemoryConsumer",
+    "MemoryGroup",
+    "MemoryParkedStore",
+    "MemoryPublisher",
+    "MemoryStore",
+    "State",
+]
 
 Document = dict[str, Any]
 
 _OPTIONS: CodecOptions[Document] = CodecOptions(tz_aware=True, tzinfo=UTC)
+
+
+State = Literal["up", "away", "unsure", "hangs"]
 
 
 async def _at_once() -> None:
@@ -56,7 +68,7 @@ class Line:
     `pause` is awaited before and after each call has its effect.
     """
 
-    state: Literal["up", "away", "unsure", "hangs"] = "up"
+    state: State = "up"
     pause: Callable[[], Awaitable[None]] = _at_once
     patience: float = 20.0
 
