@@ -338,6 +338,7 @@ async def test_a_dead_letter_that_the_broker_refuses_is_kept_in_the_store_and_ho
         await world.unparked()
 
 
+@pytest.mark.timeout(300)
 async def test_too_many_failures_in_a_row_stop_the_consumer_and_a_restart_does_not_forget_it(world: World) -> None:
     await world.send(*(event(f"p{n}", n=n, permanent=True) for n in range(60)))
     async with world.consuming(Failing(world.out)):
