@@ -68,6 +68,7 @@ class Parking(Generic[E]):
         emit: Callable[[Sequence[Settled[E]]], None],
         wake: Callable[[], None],
         clock: Callable[[], datetime],
+        writing: asyncio.Semaphore,
     ) -> None:
         self._subscription = subscription
         self._store = store
@@ -76,6 +77,7 @@ class Parking(Generic[E]):
         self._emit = emit
         self._wake_runtime = wake
         self._clock = clock
+        self._writing = writing
         self._partitions: set[int] = set()
         self._unread: set[int] = set()
         self._due: list[tuple[datetime, str, int]] = []
@@ -329,7 +331,9 @@ class Parking(Generic[E]):
         try:
             failpoint("before-unpark")
             if writes:
-                await self._store.write(writes)
+                # In turn with the batches: two transactions at once conflict in the store more than they gain.
+                async with self._writing:
+                    await self._store.write(writes)
             failpoint("after-unpark")
         except (Moved, BatchRefused):
             if len(after) == 1:

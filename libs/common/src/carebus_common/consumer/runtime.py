@@ -79,8 +79,10 @@ class OrderedConsumer(ConsumerRebalanceListener, Generic[E]):  # type: ignore[mi
             parked, subscription.group, subscription.topic, subscription.failure_limits, self._recorder
         )
         self._wake = asyncio.Event()
+        self._writing = asyncio.Semaphore(self._limits.concurrent_transactions)
+        emit, wake = self._emitter.put, self._wake.set
         self._parking: Parking[E] = Parking(
-            subscription, store, parked, self._lanes, emit=self._emitter.put, wake=self._wake.set, clock=clock
+            subscription, store, parked, self._lanes, emit=emit, wake=wake, clock=clock, writing=self._writing
         )
         self._parking_wake = asyncio.Event()
         handling = Handling(subscription, interrupted=self._control.interrupted, recorder=self._recorder, clock=clock)
@@ -88,7 +90,6 @@ class OrderedConsumer(ConsumerRebalanceListener, Generic[E]):  # type: ignore[mi
         self._planner = Planner(store, handling, window=lambda: self._control.window, reached=self._offsets.reached)
         self._recent = Recent(self._limits.remembered_ids)
         self._slots = asyncio.Semaphore(self._limits.concurrent_batches)
-        self._writing = asyncio.Semaphore(self._limits.concurrent_transactions)
         self._batches: set[asyncio.Task[None]] = set()
         self._slow: dict[asyncio.Task[None], Lane[E]] = {}
         # An event that was in a handler when the process died runs without others of its kind: the next death
@@ -237,14 +238,13 @@ class OrderedConsumer(ConsumerRebalanceListener, Generic[E]):  # type: ignore[mi
         await asyncio.sleep(self._limits.store_retry.total_seconds())
 
     async def _write(self, plan: Plan[E]) -> None:
-        group = self.subscription.group
         async with self._writing:
             started = perf_counter()
             failpoint("before-transaction")
             await self._store.write(plan.writes)
             failpoint("after-transaction")
-        metrics.TRANSACTION_SECONDS.labels(group).observe(perf_counter() - started)
-        metrics.TRANSACTION_EVENTS.labels(group).observe(len(plan.writes.inbox))
+        metrics.TRANSACTION_SECONDS.labels(self.subscription.group).observe(perf_counter() - started)
+        metrics.TRANSACTION_EVENTS.labels(self.subscription.group).observe(len(plan.writes.inbox))
 
     def _suspects(self, due: Mapping[Lane[E], int]) -> set[str]:
         return {
