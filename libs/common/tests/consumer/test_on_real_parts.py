@@ -245,3 +245,22 @@ async def test_a_patient_row_that_is_not_as_it_was_read_is_not_written(world: Wo
             await store.write(write(stale, 3))
     assert (await store.patient_rows(["org/p"])) == {"org/p": second}
     assert await world.inbox_count() == 2
+
+
+async def test_patients_that_a_dead_owners_transaction_holds_do_not_hold_up_the_others(world: World) -> None:
+    """After a kill -9 inside a transaction the store keeps it open for a minute."""
+    world.limits = replace(world.limits, held_together=2, held_retry=timedelta(milliseconds=100))
+    await world.send(*(event(f"p{n}", n=0) for n in range(40)))
+    async with world.consuming():
+        await world.wait_for_inbox(40)
+        client = world.database.client
+        async with client.start_session() as session:
+            await session.start_transaction()
+            await world.database["patients"].update_one({"_id": "org/p7"}, {"$set": {"held": 1}}, session=session)
+            await world.send(*(event(f"p{n}", n=1) for n in range(40)))
+            await world.wait_for_inbox(40 + 37)
+            assert await world.seen("p7") == [0]
+            await session.abort_transaction()
+        await world.wait_for_inbox(80)
+    for n in range(40):
+        assert await world.seen(f"p{n}") == [0, 1]

@@ -23,6 +23,11 @@ class Limits:
     commit_interval: timedelta = timedelta(milliseconds=200)
     # Well below the group's session timeout: heartbeats stop while a revocation is handled.
     drain_timeout: timedelta = timedelta(seconds=5)
+    # A batch that is refused so often because rows of its patients move is split; a part of at most so many patients
+    # is put off for a while instead.
+    tries_together: int = 4
+    held_together: int = 64
+    held_retry: timedelta = timedelta(seconds=1)
     store_retry: timedelta = timedelta(milliseconds=500)
     # Ids of events that this process saw take effect: a hint that saves a transaction, never a decision.
     remembered_ids: int = 100_000

@@ -24,10 +24,10 @@ from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord
 
 from carebus_common import metrics
 from carebus_common.consumer.accounting import account
-from carebus_common.consumer.change import Change, PatientEvent
+from carebus_common.consumer.change import PatientEvent
 from carebus_common.consumer.control import Control
 from carebus_common.consumer.emitter import Emitter, Publishes
-from carebus_common.consumer.errors import HandlerTimedOut, PauseConsumption
+from carebus_common.consumer.errors import PauseConsumption
 from carebus_common.consumer.handling import Handling, utc_now
 from carebus_common.consumer.lanes import Handled, Lane, Lanes
 from carebus_common.consumer.letters import letter_id
@@ -35,11 +35,12 @@ from carebus_common.consumer.limits import Limits, Recent, Status
 from carebus_common.consumer.offsets import Offsets
 from carebus_common.consumer.parked_store import ParkedStore
 from carebus_common.consumer.parking import Parking
-from carebus_common.consumer.plan import Fate, Plan, Settled, Slow
+from carebus_common.consumer.plan import Fate, Plan, Settled
 from carebus_common.consumer.planner import Planner
 from carebus_common.consumer.recorder import Recorder
 from carebus_common.consumer.records import Subscription, read_record
 from carebus_common.consumer.rows import NO_ROW
+from carebus_common.consumer.slow import SlowHandlers
 from carebus_common.consumer.store import BatchRefused, Moved, Store
 from carebus_common.failpoints import failpoint
 from carebus_common.logging import get_logger, patient_hash
@@ -91,10 +92,13 @@ class OrderedConsumer(ConsumerRebalanceListener, Generic[E]):  # type: ignore[mi
         self._recent = Recent(self._limits.remembered_ids)
         self._slots = asyncio.Semaphore(self._limits.concurrent_batches)
         self._batches: set[asyncio.Task[None]] = set()
-        self._slow: dict[asyncio.Task[None], Lane[E]] = {}
-        # An event that was in a handler when the process died runs without others of its kind: the next death
-        # tells which one it was.
-        self._alone = asyncio.Lock()
+        self._slow: SlowHandlers[E] = SlowHandlers(
+            self._recorder,
+            self._control.interrupted,
+            deadline=subscription.handler_deadline,
+            pause=self._limits.store_retry,
+            ended=self._let_go,
+        )
         self._draining = False
         self._tasks: asyncio.TaskGroup | None = None
         self._in_flight_bytes = 0
@@ -230,6 +234,28 @@ class OrderedConsumer(ConsumerRebalanceListener, Generic[E]):  # type: ignore[mi
             for lane, count in due.items():
                 lane.row = None
                 doubtful.update(record.inbox_id for record, _ in zip(lane.front, range(count), strict=False))
+            if attempt >= self._limits.tries_together:
+                await self._set_apart(due)
+                return
+
+    async def _set_apart(self, due: Mapping[Lane[E], int]) -> None:
+        """Some of these patients' rows are held by somebody else: find about which, and let all others go on.
+
+        After a kill it is the transaction of a dead owner, which the store ends only after a minute.
+        """
+        lanes = list(due.items())
+        if len(lanes) > self._limits.held_together:
+            middle = len(lanes) // 2
+            await self._settle(dict(lanes[:middle]))
+            await self._settle(dict(lanes[middle:]))
+            return
+        for lane, _ in lanes:
+            self._lanes.settling(lane)
+            asyncio.get_running_loop().call_later(self._limits.held_retry.total_seconds(), self._let_go, lane)
+
+    def _let_go(self, lane: Lane[E]) -> None:
+        self._lanes.release(lane)
+        self._wake.set()
 
     async def _wait_for(self, error: PauseConsumption) -> None:
         if not self._store_away:
@@ -291,7 +317,9 @@ class OrderedConsumer(ConsumerRebalanceListener, Generic[E]):  # type: ignore[mi
             lane.row = None
             self._parking.stale(lane, after)
         for lane, slow in plan.slow.items():
-            self._start_slow(lane, slow)
+            assert self._tasks is not None
+            self._lanes.handling(lane)
+            self._slow.start(self._tasks, lane, slow)
         if self._held_up:
             self._throttle()
 
@@ -328,48 +356,6 @@ class OrderedConsumer(ConsumerRebalanceListener, Generic[E]):  # type: ignore[mi
             # The message of an exception may quote the event; where it was raised does not.
             error=type(error).__name__,
         )
-
-    # --- slow handlers ------------------------------------------------------------------------------------------
-
-    def _start_slow(self, lane: Lane[E], slow: Slow[E]) -> None:
-        assert self._tasks is not None
-        self._lanes.handling(lane)
-        task = self._tasks.create_task(self._handle_slowly(lane, slow))
-        self._slow[task] = lane
-        task.add_done_callback(lambda ended: self._slow.pop(ended, None))
-
-    async def _handle_slowly(self, lane: Lane[E], slow: Slow[E]) -> None:
-        try:
-            if self._control.interrupted.get(letter_id(slow.record.position)):
-                async with self._alone:
-                    await self._run_slowly(lane, slow)
-            else:
-                await self._run_slowly(lane, slow)
-        finally:
-            slow.close()
-        self._lanes.release(lane)
-        self._wake.set()
-
-    async def _run_slowly(self, lane: Lane[E], slow: Slow[E]) -> None:
-        started = perf_counter()
-        position, deadline = slow.record.position, self.subscription.handler_deadline.total_seconds()
-        slot = self._recorder.hold(position.partition, position.offset)
-        result: Change | Exception
-        try:
-            async with asyncio.timeout(deadline) as patience:
-                result = await slow.answer
-        except PauseConsumption:
-            await asyncio.sleep(self._limits.store_retry.total_seconds())
-            return
-        except TimeoutError as error:
-            expired = patience.expired()
-            result = HandlerTimedOut(f"it had not ended after {deadline:g} s") if expired else error
-        except Exception as error:
-            result = error
-        finally:
-            self._recorder.release(slot)
-        duration_ms = (perf_counter() - started) * 1000
-        lane.handled = Handled(slow.record, slow.seen, result, slow.started, duration_ms)
 
     # --- offsets ------------------------------------------------------------------------------------------------
 
@@ -455,9 +441,7 @@ class OrderedConsumer(ConsumerRebalanceListener, Generic[E]):  # type: ignore[mi
         gone = {partition.partition for partition in revoked}
         lanes = set(self._lanes.revoke(gone))
         self._parking.revoked(gone)
-        for task, lane in list(self._slow.items()):
-            if lane in lanes:
-                task.cancel()
+        self._slow.cancel(lanes)
         await self._finish_begun()
         await self._offsets.give_up(gone)
         self._in_flight_bytes -= sum(len(record.value or b"") for lane in lanes for record in lane.records)
@@ -466,8 +450,7 @@ class OrderedConsumer(ConsumerRebalanceListener, Generic[E]):  # type: ignore[mi
     async def drain(self) -> None:
         """Begin nothing new, finish what is begun, publish it and commit the offsets; bounded in time."""
         self._draining = True
-        for task in list(self._slow):
-            task.cancel()
+        self._slow.cancel()
         await self._finish_begun()
         await self._offsets.commit()
 
