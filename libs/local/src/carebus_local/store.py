@@ -43,7 +43,7 @@ def program(state_dir: Path, port: int) -> Program:
     return Program(
         name="store",
         kind="part",
-        command=(command, *_arguments(kind, home, port)),
+        command=(*_started_by(command), *_arguments(kind, home, port)),
         url=address,
         check=listens_and_is_primary,
         stop_deadline=timedelta(seconds=20),
@@ -52,7 +52,7 @@ def program(state_dir: Path, port: int) -> Program:
 
 def find() -> str:
     """The store's program, in the order of preference. Raises LocalError if this machine has none."""
-    beside_python = Path(sys.executable).with_name("secantusd-py")
+    beside_python = _beside_python()
     found = (
         shutil.which("mongod")
         or shutil.which("secantusd-rs")
@@ -64,6 +64,17 @@ def find() -> str:
             "wheel is not installed. Give CAREBUS_MONGO_URL a replica set to use."
         )
     return found
+
+
+def _started_by(command: str) -> tuple[str, ...]:
+    """The wheel's own server is started with its faults mended; any other one as it is."""
+    if Path(command) == _beside_python():
+        return (sys.executable, "-m", "carebus_local.embedded_store")
+    return (command,)
+
+
+def _beside_python() -> Path:
+    return Path(sys.executable).with_name("secantusd-py")
 
 
 async def check(address: str) -> None:
