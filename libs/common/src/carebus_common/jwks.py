@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 from jwt.exceptions import InvalidKeyError
 
+from carebus_common.cancellation import cancelled
 from carebus_common.errors import Unavailable
 from carebus_common.logging import get_logger
 
@@ -135,7 +136,7 @@ class KeySource:
         return self._keys.get((key_id, algorithm))
 
     async def _refresh_for_ever(self) -> None:
-        while True:
+        while not cancelled():
             await asyncio.sleep(self._every if self._keys is not None else _RETRY_EVERY.total_seconds())
             await self._reload()
 

@@ -25,6 +25,7 @@ from aiokafka.errors import KafkaError
 from aiokafka.partitioner import murmur2
 
 from carebus_common import metrics
+from carebus_common.cancellation import cancelled
 from carebus_common.kafka_session import REFUSALS, Session
 from carebus_common.logging import get_logger
 from carebus_common.messages import Message, Receipt
@@ -408,7 +409,7 @@ class Publisher:
     async def _keep(self) -> None:
         """Have a producer whenever there is a broker: build, watch, and build again."""
         loop = asyncio.get_running_loop()
-        while True:
+        while not cancelled():
             try:
                 session = await Session.open(
                     self._bootstrap,

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Generic, Protocol, TypeVar
 
+from carebus_common.cancellation import cancelled
 from carebus_common.consumer.change import PatientEvent
 from carebus_common.consumer.plan import Settled
 from carebus_common.failpoints import failpoint
@@ -55,7 +56,7 @@ class Emitter(Generic[E]):
         await self._idle.wait()
 
     async def run(self) -> None:
-        while True:
+        while not cancelled():
             await self._wake.wait()
             self._wake.clear()
             while self._queue:

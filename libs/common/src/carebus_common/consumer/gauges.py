@@ -10,6 +10,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
 from carebus_common import metrics
+from carebus_common.cancellation import cancelled
 from carebus_common.consumer.letters import Reason
 from carebus_common.consumer.limits import Status
 from carebus_common.consumer.runtime import OrderedConsumer
@@ -53,7 +54,7 @@ class Gauges:
             metrics.DEAD_LETTERS.labels(self._group, reason)
         clock = asyncio.get_running_loop().time
         asked = float("-inf")
-        while True:
+        while not cancelled():
             for reason, paused in pauses(self._consumer.status()).items():
                 metrics.CONSUMER_PAUSED.labels(self._group, reason).set(paused)
             if clock() - asked >= self._lag_interval:

@@ -18,6 +18,7 @@ from datetime import datetime, timedelta
 from typing import Any, Generic, TypeVar
 
 from carebus_common import metrics
+from carebus_common.cancellation import cancelled
 from carebus_common.consumer.change import PatientEvent
 from carebus_common.consumer.errors import StoreAway
 from carebus_common.consumer.lanes import Lane, Lanes, Letter, Progress, Record, row_id_of
@@ -294,7 +295,7 @@ class Parking(Generic[E]):
 
     async def run_settling(self) -> None:
         """Move queues on whose messages are out, until cancelled; waits for a store that is away."""
-        while True:
+        while not cancelled():
             await self._settle_wake.wait()
             self._settle_wake.clear()
             while self._published or self._emitted:
@@ -310,6 +311,8 @@ class Parking(Generic[E]):
                     self._published = published + self._published
                     self._emitted = lanes + self._emitted
                     await asyncio.sleep(0.5)
+                    if cancelled():
+                        raise asyncio.CancelledError from None
             self._settled.set()
 
     async def _settle(self, lanes: list[Lane[E]]) -> None:

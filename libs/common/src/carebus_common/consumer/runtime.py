@@ -23,6 +23,7 @@ from typing import Generic, TypeVar
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
 
 from carebus_common import metrics
+from carebus_common.cancellation import cancelled
 from carebus_common.consumer.accounting import account
 from carebus_common.consumer.change import PatientEvent
 from carebus_common.consumer.control import Control
@@ -165,7 +166,7 @@ class OrderedConsumer(ConsumerRebalanceListener, Generic[E]):  # type: ignore[mi
                 tasks.create_task(self._commit_regularly())
                 tasks.create_task(self._parking.run_settling())
                 tasks.create_task(self._look_regularly())
-                while True:
+                while not cancelled():
                     await self._wake.wait()
                     self._wake.clear()
                     if self._broken is not None:
@@ -262,6 +263,8 @@ class OrderedConsumer(ConsumerRebalanceListener, Generic[E]):  # type: ignore[mi
             self._store_away = True
             log.warning("consumption-waits", group=self.subscription.group, reason=str(error))
         await asyncio.sleep(self._limits.store_retry.total_seconds())
+        if cancelled():
+            raise asyncio.CancelledError
 
     async def _write(self, plan: Plan[E]) -> None:
         async with self._writing:
@@ -381,7 +384,7 @@ class OrderedConsumer(ConsumerRebalanceListener, Generic[E]):  # type: ignore[mi
         return await self._offsets.committed(partition)
 
     async def _commit_regularly(self) -> None:
-        while True:
+        while not cancelled():
             await asyncio.sleep(self._limits.commit_interval.total_seconds())
             await self._offsets.commit()
 
@@ -392,7 +395,7 @@ class OrderedConsumer(ConsumerRebalanceListener, Generic[E]):  # type: ignore[mi
         look, count = self._limits.look_interval.total_seconds(), self._limits.count_interval.total_seconds()
         monotonic = asyncio.get_running_loop().time
         looked = counted = -count
-        while True:
+        while not cancelled():
             self._parking_wake.clear()
             try:
                 if monotonic() - looked >= look or self._control.unsaved:
