@@ -398,10 +398,12 @@ class OrderedConsumer(ConsumerRebalanceListener, Generic[E]):  # type: ignore[mi
         while not cancelled():
             self._parking_wake.clear()
             try:
-                if monotonic() - looked >= look or self._control.unsaved:
+                if monotonic() - looked >= look:
                     await self._look()
                     # A batch that waits knows better.
                     self._store_away, looked = self._store_away and bool(self._batches), monotonic()
+                elif self._control.unsaved:
+                    await self._control.sync()
                 if monotonic() - counted >= count:
                     await self._control.sync_interrupted()
                     self._parked = await self._parking.count()
