@@ -34,6 +34,7 @@ def test_a_mongod_is_preferred_and_then_the_native_store(
     assert program.url == store.url(27017) == f"mongodb://127.0.0.1:27017/?{options}"
     assert "27017" in program.command
     assert ("--replSet" in program.command) == (chosen == "mongod")
+    assert ("--sync-on-commit" in program.command) == (chosen == "secantusd-rs")
 
 
 def test_a_machine_without_a_store_is_told_what_would_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,10 +96,12 @@ def _arguments(kind: str, home: Path, port: int) -> tuple[str, ...]:
     if kind == "secantusd-py":
         # Naming a file keeps it from reading one of the user's.
         config = home.with_suffix(".toml")
-        # It ignores the write concern of a transaction's commit; without this a killed store forgets the newest ones.
+        # The same as --sync-on-commit.
         config.write_text("[storage]\nsync_on_commit = true\n")
         options |= {"config": config, "cache-size": "512M", "log-level": "WARNING"}
-    return tuple(str(word) for name, value in {"port": port, **options}.items() for word in (f"--{name}", value))
+    words = tuple(str(word) for name, value in {"port": port, **options}.items() for word in (f"--{name}", value))
+    # Without it, a killed store forgets the newest commits although their write concern was journaled.
+    return (*words, "--sync-on-commit") if kind == "secantusd-rs" else words
 
 
 def _hello(address: str) -> dict[str, Any]:
