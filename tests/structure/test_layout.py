@@ -110,3 +110,29 @@ def test_every_service_has_a_main_which_does_create_its_clients() -> None:
         for service in SERVICES
     }
     assert all(created.values()), created
+
+
+# These hold collections: of one tenant, or for the relay, for the operator with the audit's key, and for rebuilding.
+CLAIMS_STORES = {
+    "audit_trail",
+    "claim_queries",
+    "claim_store",
+    "claim_writes",
+    "claims_rebuild",
+    "history_rebuild",
+    "relay",
+    "repository",
+    "requests",
+}
+
+
+def test_only_the_stores_of_claims_reach_a_collection() -> None:
+    """Everything else goes through `ClaimStore.of(Tenant)`, so that no query can forget the organization."""
+    reaching = set()
+    for path in (ROOT / "services/claims/src/carebus_claims").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            module = node.module if isinstance(node, ast.ImportFrom) else None
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if any(name and name.split(".")[0] == "pymongo" and name != "pymongo.errors" for name in (module, *names)):
+                reaching.add(path.stem)
+    assert reaching - CLAIMS_STORES == set()

@@ -35,6 +35,10 @@ NAMES: Final = (
     "after-offset-commit",
     "before-unpark",
     "after-unpark",
+    "before-claims-commit",
+    "after-claims-commit",
+    "before-change-message",
+    "after-change-message",
 )
 _SIGNALS: Final = {"crash": signal.SIGKILL, "stop": signal.SIGSTOP}
 _RULE: Final = re.compile(r"(?P<name>[a-z-]+)=(?P<action>[a-z]+)@(?:n(?P<nth>[1-9]\d*)|(?P<chance>\d(?:\.\d+)?))")

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-__all__ = ["DEFAULT_TTL", "ensure_key", "ensure_log_hash_key", "jwks_path", "mint"]
+__all__ = ["DEFAULT_TTL", "ensure_key", "ensure_secret", "jwks_path", "mint"]
 
 DEFAULT_TTL = timedelta(hours=12)
 
@@ -54,9 +54,9 @@ def ensure_key(state_dir: Path) -> Path:
     return jwks
 
 
-def ensure_log_hash_key(state_dir: Path) -> str:
-    """What keys the hashes that stand for patients; made if there is none. All services get the same."""
-    path = state_dir / "keys" / "log-hash-key"
+def ensure_secret(state_dir: Path, name: str) -> str:
+    """The secret of that name, such as `audit-key`; made if there is none. All services get the same."""
+    path = state_dir / "keys" / name
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     scratch = path.with_name(f"{path.name}.{os.getpid()}")
     with os.fdopen(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:

@@ -94,7 +94,9 @@ async def running(
             urls = {planned.name: planned.url for planned in plan if planned.name == planned.service.name}
             jwks = await asyncio.to_thread(keys.ensure_key, state_dir)
             env = stack.as_env() | services.environment(urls, jwks, log_format)
-            env["CAREBUS_LOG_HASH_KEY"] = await asyncio.to_thread(keys.ensure_log_hash_key, state_dir)
+            for name in ("log-hash-key", "audit-key"):
+                variable = f"CAREBUS_{name.replace('-', '_').upper()}"
+                env[variable] = await asyncio.to_thread(keys.ensure_secret, state_dir, name)
             urls |= {name: without_password(url) for name, url in zip(PARTS, stack.as_env().values(), strict=True)}
             book.write(urls=urls)
             await _start(site, plan, env, book)

@@ -7,7 +7,9 @@ import asyncio
 from fastapi import APIRouter, FastAPI
 from pymongo.errors import PyMongoError
 
+from carebus_claims.claim_store import ClaimStore
 from carebus_claims.operations import claims_operations
+from carebus_claims.relay import ChangeRelay
 from carebus_claims.repository import HISTORIES, PATIENTS, HistoryRepository
 from carebus_claims.routes import history_routes, store_check
 from carebus_claims.settings import Settings
@@ -43,11 +45,12 @@ async def main(settings: Settings, stop: asyncio.Event | None = None) -> None:
     client = mongo.connect(settings, app_name="carebus-claims")
     database = client[settings.claims_database]
     repository = HistoryRepository(database, timeout=settings.read_timeout)
+    claims = ClaimStore(database, audit_key=settings.audit_key_bytes, timeout=settings.write_timeout)
     publisher = Publisher(
         settings.kafka_bootstrap,
         client_id="carebus-claims",
         deadline=settings.publish_deadline,
-        topics=[CLAIMS_DLQ.name],
+        topics=[CLAIMS_DLQ.name, settings.claims_changes_topic],
         max_message_bytes=MAX_DEAD_LETTER_BYTES,
     )
     consumer = OrderedConsumer(
@@ -57,6 +60,7 @@ async def main(settings: Settings, stop: asyncio.Event | None = None) -> None:
         limits=Limits(parked_events=settings.parked_events_limit),
         recorder=open_recorder(settings.notes_dir, settings.claims_group),
     )
+    relay = ChangeRelay(database, publisher, settings.claims_changes_topic)
     broker = kafka_broker(settings, client_id="carebus-claims")
     subscribe(broker, consumer)
 
@@ -69,21 +73,26 @@ async def main(settings: Settings, stop: asyncio.Event | None = None) -> None:
     await publisher.start()
     try:
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(_create_indexes(repository, database, stop))
+            tasks.create_task(_create_indexes(repository, claims, database, stop))
             tasks.create_task(consume(broker, consumer, stop))
+            relaying = tasks.create_task(relay.run())
             await serve(app, settings, stop=stop)
             stop.set()
+            relaying.cancel()
     finally:
         await publisher.stop()
         await keys.stop()
         await client.close()
 
 
-async def _create_indexes(repository: HistoryRepository, database: mongo.Database, stop: asyncio.Event) -> None:
+async def _create_indexes(
+    repository: HistoryRepository, claims: ClaimStore, database: mongo.Database, stop: asyncio.Event
+) -> None:
     """Create them when the store is there; what runs meanwhile is right without them, only slower."""
     while not stop.is_set():
         try:
             await repository.create_indexes()
+            await claims.create_indexes()
             await ops.create_indexes(database)
             return
         except PyMongoError as error:

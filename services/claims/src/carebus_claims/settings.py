@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 
-from carebus_common.contracts.topics import EVENTS_PROCESSED
+from carebus_common.contracts.topics import CLAIMS_CHANGES, EVENTS_PROCESSED
 from carebus_common.ops import OpsSettings
 from carebus_common.settings import ConsumerSettings, MongoSettings, TokenSettings
 
@@ -22,3 +22,13 @@ class Settings(OpsSettings, ConsumerSettings, MongoSettings, TokenSettings):
     read_timeout: timedelta = timedelta(seconds=2)
     # As the processor's: nobody waits at the other end.
     publish_deadline: timedelta = timedelta(seconds=10)
+    claims_changes_topic: str = CLAIMS_CHANGES.name
+    write_timeout: timedelta = timedelta(seconds=10)
+    # Without it the audit is sealed with a key that anybody can derive: a slip shows, a forger can hide.
+    audit_key: SecretStr | None = Field(
+        default=None, description="Seals the audit of claims; give all replicas the same, and never change it."
+    )
+
+    @property
+    def audit_key_bytes(self) -> bytes:
+        return (self.audit_key.get_secret_value() if self.audit_key else "unsealed claims").encode()
