@@ -184,6 +184,8 @@ async def running(issuer: Issuer, jwks: str, **changed: Any) -> AsyncIterator[Fr
             "batch_timeout": timedelta(seconds=1),
             "status_timeout": timedelta(seconds=0.5),
             "patients_timeout": timedelta(seconds=0.5),
+            "claims_timeout": timedelta(seconds=0.5),
+            "claims_batch_timeout": timedelta(seconds=1),
             "health_timeout": timedelta(seconds=0.5),
             "body_timeout": timedelta(seconds=1),
             "breaker_failures": 3,

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import msgspec
@@ -19,7 +20,15 @@ from structlog.contextvars import bound_contextvars
 from carebus_common import metrics
 from carebus_common.auth import TokenVerifier
 from carebus_common.errors import CarebusError, MethodNotAllowed, PayloadTooLarge, RequestTimeout, Unavailable
-from carebus_common.http import check_content_length, check_headers, error_response, health_route, request_id_of
+from carebus_common.http import (
+    check_content_length,
+    check_headers,
+    error_response,
+    health_route,
+    read_body,
+    request_id_of,
+    require_content_type,
+)
 from carebus_common.http.envelopes import PROTECTIVE_HEADERS, Header, Internal
 from carebus_common.http.guards import header
 from carebus_common.http.health import Check
@@ -27,6 +36,8 @@ from carebus_common.http.paths import raw_path_of
 from carebus_common.http.query import check_query
 from carebus_common.logging import get_logger
 from carebus_common.tracing import traceparent_of
+from carebus_gateway.graphql.endpoint import GraphQL
+from carebus_gateway.graphql.reading import ForCaller
 from carebus_gateway.headers import inbound
 from carebus_gateway.proxy import Answer, Outgoing, Upload, Upstream
 from carebus_gateway.routes import Route, UpstreamName, find_route, timeout_of
@@ -37,6 +48,7 @@ __all__ = ["Gateway"]
 log = get_logger(__name__)
 
 _HEALTH: Final = "/health"
+_GRAPHQL: Final = "/graphql"
 _JSON: Final[Header] = (b"content-type", b"application/json")
 
 
@@ -47,6 +59,7 @@ class Gateway:
         self._upstreams = upstreams
         self._verifier = verifier
         self._settings = settings
+        self._graphql = GraphQL(upstreams["claims"], settings)
         checks: dict[str, Check] = {name: upstream.check for name, upstream in upstreams.items()}
         self._check_health: Callable[[], Awaitable[Any]] = health_route(checks, timeout=settings.health_timeout)
 
@@ -65,7 +78,7 @@ class Gateway:
             except Exception as error:
                 log.exception("request-failed", exc_info=error)
                 answer = Answer(*error_response(Internal(), request_id))
-            await self._deliver(answer, scope, request_id, send)
+            await self._deliver(answer, scope, request_id, receive, send)
         route = scope.get("carebus.route", "unmatched")
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
         metrics.HTTP_REQUESTS.labels(route, method, str(answer.status)).inc()
@@ -77,6 +90,9 @@ class Gateway:
         if path == _HEALTH:
             scope["carebus.route"] = _HEALTH
             return await self._health(scope["method"])
+        if path == _GRAPHQL:
+            scope["carebus.route"] = _GRAPHQL
+            return await self._query(scope, receive)
         route = find_route(scope["method"], path)
         scope["carebus.route"] = route.path
         await self._verify(scope)
@@ -85,9 +101,27 @@ class Gateway:
         headers = inbound(scope["headers"])
         headers.append(("x-request-id", request_id_of(scope)))
         headers.append(("traceparent", traceparent_of(scope["headers"])))
-        body = await self._body(scope, receive) if route.method == "POST" else None
-        outgoing = Outgoing(route.method, f"{path}?{query}" if query else path, headers, body)
+        body = None if route.method == "GET" else await self._body(scope, receive)
+        silence = self._settings.stream_idle_timeout if route.streams else None
+        outgoing = Outgoing(route.method, f"{path}?{query}" if query else path, headers, body, silence)
         return await self._ask(route, outgoing)
+
+    async def _query(self, scope: Scope, receive: Receive) -> Answer:
+        """What GraphQL has to say; before it is asked, a request is refused as any other."""
+        if scope["method"] != "POST":
+            raise MethodNotAllowed("This path does not know that method.", headers={"Allow": "POST"})
+        await self._verify(scope)
+        check_query(scope["query_string"], ())
+        require_content_type(scope, "application/json")
+        limit = self._settings.graphql_max_body_bytes
+        check_content_length(scope, limit)
+        body = await read_body(receive, limit, self._settings.body_timeout)
+        headers = dict(inbound(scope["headers"]))
+        caller = ForCaller(
+            headers["authorization"], request_id_of(scope), traceparent_of(scope["headers"]), headers.get("tracestate")
+        )
+        status, answered = await self._graphql.answer(body, caller)
+        return Answer(status, [_JSON], answered)
 
     async def _verify(self, scope: Scope) -> None:
         """Raises Unauthenticated, before any of the body is read; Unavailable if no keys were ever loaded."""
@@ -145,8 +179,12 @@ class Gateway:
         data = {"status": "ok", "checks": found.data.checks, "breakers": breakers}
         return Answer(200, [_JSON], msgspec.json.encode({"data": data}))
 
-    async def _deliver(self, answer: Answer, scope: Scope, request_id: str, send: Send) -> None:
-        """Send the answer on. One that breaks off is not ended properly, so that the caller notices."""
+    async def _deliver(self, answer: Answer, scope: Scope, request_id: str, receive: Receive, send: Send) -> None:
+        """Send the answer on. One that breaks off is not ended properly, so that the caller notices.
+
+        The rest of a long answer is given up, and its connection closed, as soon as the caller of a GET goes away:
+        the upstream may never end it.
+        """
         present = {name for name, _ in answer.headers}
         ours = [(b"x-request-id", request_id.encode()), *PROTECTIVE_HEADERS]
         if answer.more is None:
@@ -158,11 +196,13 @@ class Gateway:
         try:
             await self._send(send, start)
             await self._send(send, {"type": "http.response.body", "body": answer.body, "more_body": more is not None})
-            while more is not None:
-                part = await more()
-                await self._send(send, {"type": "http.response.body", "body": part, "more_body": bool(part)})
-                if not part:
-                    return
+            if more is not None:
+                async with _caller_there(receive if scope["method"] == "GET" else None):
+                    while part := await more():
+                        await self._send(send, {"type": "http.response.body", "body": part, "more_body": True})
+                await self._send(send, {"type": "http.response.body", "body": b""})
+        except ClientDisconnect:
+            pass
         except (CarebusError, TimeoutError) as error:
             log.warning("answer-cut-off", exc_info=error)
         finally:
@@ -172,3 +212,30 @@ class Gateway:
         """Raises TimeoutError if the caller stops reading."""
         async with asyncio.timeout(self._settings.reading_timeout.total_seconds()):
             await send(message)
+
+
+@asynccontextmanager
+async def _caller_there(receive: Receive | None) -> AsyncIterator[None]:
+    """Raises ClientDisconnect within as soon as the caller goes away; `receive` must have nothing else to tell."""
+    if receive is None:
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(None) as patience:
+
+            async def watch() -> None:
+                while (await receive())["type"] != "http.disconnect":
+                    pass
+                patience.reschedule(loop.time())
+
+            watcher = asyncio.create_task(watch())
+            try:
+                yield
+            finally:
+                watcher.cancel()
+                await asyncio.gather(watcher, return_exceptions=True)
+    except TimeoutError:
+        if patience.expired():
+            raise ClientDisconnect from None
+        raise

@@ -2,6 +2,7 @@
 
 A request body that came in one piece is sent in one piece, a longer one as it comes. An answer is held back until
 it is complete or 256 KiB long: what fails before that is a proper refusal, what fails after cuts the connection.
+A stream is not held back at all, nor bounded in time; only its silence is.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, Final
 
@@ -42,6 +43,7 @@ log = get_logger(__name__)
 
 _HELD_BACK: Final = 256 * 1024
 _RETRY_AFTER: Final = timedelta(seconds=1)
+_STREAMED: Final = frozenset({"text/event-stream", "text/csv", "application/x-ndjson"})
 _GAUGE: Final = {State.CLOSED: 0.0, State.HALF_OPEN: 0.5, State.OPEN: 1.0}
 
 
@@ -89,17 +91,24 @@ class Upload:
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """A request for an upstream: `target` is path and query as the caller sent them."""
+    """A request for an upstream: `target` is path and query as the caller sent them.
+
+    `silence`: its answer may be a stream, which may be silent for that long; None: it may not.
+    """
 
     method: str
     target: str
     headers: list[tuple[str, str]]
     body: bytes | Upload | None = None
+    silence: timedelta | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An upstream's answer: the whole body, or its beginning and then `more` (empty at the end)."""
+    """An upstream's answer: the whole body, or its beginning and then `more` (empty at the end).
+
+    One with `more` holds a connection until it is closed.
+    """
 
     status: int
     headers: list[Header]
@@ -126,7 +135,7 @@ def client_session(settings: Settings) -> aiohttp.ClientSession:
     session = aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(
             limit=0,
-            limit_per_host=settings.connections_per_upstream,
+            limit_per_host=settings.connections_per_upstream + settings.streams_per_upstream,
             # Shorter than the upstreams keep theirs (75 s), so that none closes one we are about to use.
             keepalive_timeout=60,
             ttl_dns_cache=10,
@@ -159,6 +168,7 @@ class Upstream:
         self._breaker = Breaker(
             failures=settings.breaker_failures, rest=settings.breaker_rest, clock=clock, on_change=self._changed
         )
+        self._streams_left = settings.streams_per_upstream
         metrics.BREAKER_OPEN.labels(name).set(0)
 
     @property
@@ -173,9 +183,41 @@ class Upstream:
     async def send(self, outgoing: Outgoing, limit: timedelta) -> Answer:
         """The upstream's answer, whatever its status; `limit` bounds the wait for its head and for each part.
 
-        Raises Unavailable (away, or left alone by the breaker), GatewayTimeout, BadGateway (not what our services
-        answer), and what ended an upload. A GET whose connection failed before its answer began is sent once more.
+        Raises Unavailable (away, left alone by the breaker, or has all the streams it may have), GatewayTimeout,
+        BadGateway (not what our services answer), and what ended an upload. A GET whose connection failed before its
+        answer began is sent once more.
         """
+        if outgoing.silence is not None:
+            return await self._stream(outgoing, limit)
+        return await self._send(outgoing, limit)
+
+    async def _stream(self, outgoing: Outgoing, limit: timedelta) -> Answer:
+        """The answer, which counts as a stream until it is closed."""
+        if not self._streams_left:
+            raise Unavailable("There are too many streams already.", retry_after=_RETRY_AFTER)
+        self._streams_left -= 1
+        try:
+            answer = await self._send(outgoing, limit)
+        except BaseException:
+            self._streams_left += 1
+            raise
+        if answer.more is None:
+            self._streams_left += 1
+            return answer
+        return replace(answer, close=self._freeing(answer.close))
+
+    def _freeing(self, close: Callable[[], None]) -> Callable[[], None]:
+        open_still = True
+
+        def close_and_free() -> None:
+            nonlocal open_still
+            close()
+            self._streams_left += open_still
+            open_still = False
+
+        return close_and_free
+
+    async def _send(self, outgoing: Outgoing, limit: timedelta) -> Answer:
         try:
             return await self._attempt(outgoing, limit)
         except _Lost as lost:
@@ -227,7 +269,7 @@ class Upstream:
                 raise GatewayTimeout("The service behind did not answer in time.") from error
             raise self._nonsense(error) from error
         try:
-            return await self._checked(response, limit)
+            return await self._checked(response, limit, outgoing.silence)
         except BaseException:
             response.close()
             raise
@@ -253,10 +295,19 @@ class Upstream:
                 allow_redirects=False,
             )
 
-    async def _checked(self, response: aiohttp.ClientResponse, limit: timedelta) -> Answer:
+    async def _checked(
+        self, response: aiohttp.ClientResponse, limit: timedelta, silence: timedelta | None = None
+    ) -> Answer:
         """Raises BadGateway for what is no answer of ours, GatewayTimeout for one that stalls."""
         if response.status < 200 or 300 <= response.status < 400 or response.headers.get("Content-Encoding"):
             raise self._nonsense(f"status {response.status}")
+        if silence is not None and response.status < 400 and response.content_type in _STREAMED:
+            patience = silence
+
+            async def next_part() -> bytes:
+                return await self._part(response, patience)
+
+            return Answer(response.status, outbound(response.raw_headers), b"", next_part, response.close)
         if response.content_type != "application/json":
             raise self._nonsense("content type")
         body = bytearray()

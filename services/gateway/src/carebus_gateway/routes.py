@@ -17,12 +17,16 @@ UpstreamName = Literal["ingest", "processor", "claims"]
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """`upstreams` are asked in turn, until one knows the answer. `{id}` is one segment of a path, `{rest}` any."""
+    """`upstreams` are asked in turn, until one knows the answer. `{id}` is one segment of a path, `{rest}` any.
+
+    `streams`: its answer is passed on as it comes, for as long as it goes on.
+    """
 
     method: str
     path: str
     upstreams: tuple[UpstreamName, ...]
-    timeout: Literal["event", "batch", "status", "patients", "operations"]
+    timeout: Literal["event", "batch", "status", "patients", "claims", "claims-batch", "operations"]
+    streams: bool = False
 
 
 ROUTES: Final = (
@@ -31,6 +35,15 @@ ROUTES: Final = (
     # Claims has an event once it is processed; until then the processor knows where it is.
     Route("GET", "/events/{id}", ("claims", "processor"), "status"),
     Route("GET", "/patients/{rest}", ("claims",), "patients"),
+    Route("GET", "/claims", ("claims",), "claims"),
+    Route("POST", "/claims", ("claims",), "claims"),
+    Route("POST", "/claims/bulk", ("claims",), "claims-batch"),
+    Route("PATCH", "/claims/bulk", ("claims",), "claims-batch"),
+    Route("GET", "/claims/changes", ("claims",), "claims", streams=True),
+    Route("GET", "/claims/export", ("claims",), "claims", streams=True),
+    Route("GET", "/claims/{rest}", ("claims",), "claims"),
+    Route("POST", "/claims/{rest}", ("claims",), "claims"),
+    Route("PATCH", "/claims/{rest}", ("claims",), "claims"),
     Route("GET", "/ops/processor/{rest}", ("processor",), "operations"),
     Route("POST", "/ops/processor/{rest}", ("processor",), "operations"),
     Route("GET", "/ops/claims/{rest}", ("claims",), "operations"),
@@ -45,7 +58,7 @@ _PATTERNS: Final = tuple(
 def find_route(method: str, path: str) -> Route:
     """The route of an undecoded path; HEAD goes the way of GET. Raises NotFound, MethodNotAllowed."""
     matching = [route for pattern, route in _PATTERNS if pattern.fullmatch(path)]
-    # `/events/batch` is a path of its own and not the id "batch".
+    # `/events/batch` is a path of its own and not the id "batch", nor `/claims/export` that of a claim.
     matching = [route for route in matching if "{" not in route.path] or matching
     for route in matching:
         if route.method == ("GET" if method == "HEAD" else method):
@@ -62,6 +75,8 @@ def timeout_of(route: Route, settings: Settings) -> timedelta:
         "batch": settings.batch_timeout,
         "status": settings.status_timeout,
         "patients": settings.patients_timeout,
+        "claims": settings.claims_timeout,
+        "claims-batch": settings.claims_batch_timeout,
         "operations": settings.operations_timeout,
     }[route.timeout]
 
