@@ -19,8 +19,8 @@ from uuid import UUID
 from carebus_common import metrics
 from carebus_common.errors import InvalidRequest, NotAllowed
 from carebus_common.messages import Receipt
+from carebus_common.redis_aside import RedisAside, RedisAway
 from carebus_ingest.answers import Stored
-from carebus_ingest.redis_aside import RedisAside, RedisAway
 
 __all__ = ["Replays", "parse_key"]
 

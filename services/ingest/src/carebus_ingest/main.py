@@ -15,10 +15,10 @@ from carebus_common.http.health import Check
 from carebus_common.http.server import Listening, run, serve
 from carebus_common.jwks import key_source
 from carebus_common.kafka import Publisher
+from carebus_common.redis_aside import RedisAside, connect
 from carebus_ingest.documentation import described_routes
 from carebus_ingest.idempotency import Replays
 from carebus_ingest.rate_limit import RateLimiter
-from carebus_ingest.redis_aside import RedisAside, connect
 from carebus_ingest.routes import EventRoutes
 from carebus_ingest.settings import Settings
 

@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 from carebus_common import metrics
 from carebus_common.errors import RateLimited
 from carebus_common.logging import get_logger
-from carebus_ingest.redis_aside import RedisAside, RedisAway
+from carebus_common.redis_aside import RedisAside, RedisAway
 
 __all__ = ["Grant", "RateLimiter"]
 

@@ -19,8 +19,8 @@ import pytest_asyncio
 
 from carebus_common import metrics
 from carebus_common.errors import RateLimited
+from carebus_common.redis_aside import RedisAside, connect
 from carebus_ingest.rate_limit import RateLimiter
-from carebus_ingest.redis_aside import RedisAside, connect
 from carebus_local.parts import Site, StackUrls, start_valkey
 from carebus_local.ports import Ports
 from carebus_local.state import lock

@@ -1,4 +1,4 @@
-"""Redis as something that ingest can do without: a call answers soon, or fails at once while Redis is away."""
+"""Redis as something a service can do without: a call answers soon, or fails at once while Redis is away."""
 
 from __future__ import annotations
 
@@ -55,6 +55,19 @@ class RedisAside:
         self.client = client
         self._away = False
         self._probe: asyncio.Task[None] | None = None
+        self._catch_up: Callable[[], Awaitable[None]] | None = None
+
+    @property
+    def away(self) -> bool:
+        """Whether calls fail at once."""
+        return self._away
+
+    def before_back(self, catch_up: Callable[[], Awaitable[None]]) -> None:
+        """Have `catch_up` awaited when Redis answers again and before any call passes.
+
+        It may raise what the client raises: Redis is still away then.
+        """
+        self._catch_up = catch_up
 
     async def call(self, command: Callable[[], Awaitable[T]]) -> T:
         """The command's answer; raises `RedisAway`."""
@@ -75,6 +88,8 @@ class RedisAside:
             try:
                 ping: Any = self.client.ping()
                 await ping
+                if self._catch_up is not None:
+                    await self._catch_up()
             except (RedisError, OSError, TimeoutError):
                 continue
             self._away = False
