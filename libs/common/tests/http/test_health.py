@@ -47,6 +47,22 @@ async def test_every_failed_check_is_named_with_its_reason_and_no_secret() -> No
     assert "Retry-After" in refusal.value.headers
 
 
+async def test_without_what_it_can_do_without_a_service_is_degraded_and_not_unhealthy() -> None:
+    async def away() -> None:
+        raise Unhealthy("away: every read goes to the store")
+
+    answer = await health_route({"store": fine}, asides={"cache": away})()
+    assert answer.data.model_dump() == {
+        "status": "degraded",
+        "checks": {"store": "ok", "cache": "away: every read goes to the store"},
+    }
+    answer = await health_route({"store": fine}, asides={"cache": fine})()
+    assert answer.data.status == "ok"
+    with pytest.raises(Unavailable) as refusal:
+        await health_route({"store": away}, asides={"cache": fine})()
+    assert [detail["path"] for detail in refusal.value.details] == ["store"]
+
+
 async def test_many_questions_at_once_are_one_check(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = 0
 

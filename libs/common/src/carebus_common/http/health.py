@@ -30,21 +30,25 @@ class Unhealthy(Exception):
 
 
 class Health(BaseModel):
-    """Everything a service needs is there."""
+    """Everything a service needs is there; `degraded`: something is not that it can do without."""
 
-    status: Literal["ok"] = "ok"
-    checks: dict[str, Literal["ok"]]
+    status: Literal["ok", "degraded"] = "ok"
+    checks: dict[str, str]
 
 
 def health_route(
-    checks: Mapping[str, Check], *, timeout: timedelta = timedelta(seconds=2)
+    checks: Mapping[str, Check],
+    *,
+    asides: Mapping[str, Check] | None = None,
+    timeout: timedelta = timedelta(seconds=2),
 ) -> Callable[[], Awaitable[Data[Health]]]:
     """An endpoint for `app.get("/health")`, for readiness.
 
     200 `{"data": {"status": "ok", "checks": {name: "ok"}}}`, or Unavailable (503) with a detail `{path: name, rule:
     reason}` for every check that raised or took longer than `timeout`. The reason is the text of an `Unhealthy`,
-    else only the error's class.
+    else only the error's class. What the service can do without is in `asides`: 200, `degraded`, with the reason.
     """
+    everything = {**checks, **(asides or {})}
     lock = asyncio.Lock()
     known: dict[str, str | None] = {}
     fresh_until = float("-inf")
@@ -53,17 +57,21 @@ def health_route(
         nonlocal known, fresh_until
         async with lock:
             if time.monotonic() >= fresh_until:
-                reasons = await asyncio.gather(*(_reason(name, check, timeout) for name, check in checks.items()))
-                known = dict(zip(checks, reasons, strict=True))
+                reasons = await asyncio.gather(*(_reason(name, check, timeout) for name, check in everything.items()))
+                known = dict(zip(everything, reasons, strict=True))
                 fresh_until = time.monotonic() + _FRESH.total_seconds()
         failed = {name: reason for name, reason in known.items() if reason is not None}
-        if failed:
+        if not failed.keys().isdisjoint(checks):
             raise Unavailable(
                 "Not everything this service needs is there.",
                 retry_after=timedelta(seconds=5),
                 details=[{"path": name, "rule": reason} for name, reason in failed.items()],
             )
-        return Data(data=Health(checks=dict.fromkeys(known, "ok")))
+        return Data(
+            data=Health(
+                status="degraded" if failed else "ok", checks={name: reason or "ok" for name, reason in known.items()}
+            )
+        )
 
     return health
 
