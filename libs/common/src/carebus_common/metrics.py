@@ -16,6 +16,8 @@ __all__ = [
     "BREAKER_OPEN",
     "BREAKER_TRANSITIONS",
     "BROKER_AVAILABLE",
+    "CACHE_PENDING",
+    "CACHE_READS",
     "CONFLICTS",
     "CONSUMER_LAG",
     "CONSUMER_PAUSED",
@@ -145,6 +147,14 @@ EMITTED: Final = Counter("carebus_emitted_total", "Messages emitted.", ["group",
 EMIT_SECONDS: Final = Histogram(
     "carebus_emit_seconds", "Commit to acknowledged emission, seconds.", ["group"], buckets=_WORK_BUCKETS
 )
+
+# --- Claims --------------------------------------------------------------------------------------------------------
+
+# Reads of what is kept in Redis, by kind (`claim`, `list`) and result: `hit`, `miss`, `away` (Redis does not answer),
+# `refused` (forged, altered, moved or too old: somebody else writes to Redis, or replicas have different keys).
+CACHE_READS: Final = Counter("carebus_cache_reads_total", "Reads of the cache.", ["kind", "result"])
+# Keys that are to be deleted from Redis once it is back.
+CACHE_PENDING: Final = Gauge("carebus_cache_pending_keys", "Keys to delete from Redis once it is back.")
 
 # --- Gateway -------------------------------------------------------------------------------------------------------
 
