@@ -27,6 +27,7 @@ class Sees(Enum):
 _STAFF: Final = {"admin": Sees.ALL, "processor": Sees.ALL, "provider": Sees.ALL}
 
 PERMISSIONS: Final[Mapping[str, Mapping[str, Sees]]] = {
+    "GET /patients": {**_STAFF, "patient": Sees.OWN},
     "GET /patients/{patientId}": {**_STAFF, "patient": Sees.OWN},
     "GET /patients/{patientId}/history": {**_STAFF, "patient": Sees.OWN},
     "GET /events/{eventId}": {**_STAFF, "patient": Sees.OWN, "event-sender": Sees.STATUS},

@@ -5,7 +5,7 @@ The consumer runtime writes them (see `subscribers.py`); nothing else does.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -110,6 +110,13 @@ class TenantHistory:
             row = await self._patients.find_one({"_id": row_id, "organizationId": self._organization_id})
         # A parked patient may have a row before any event was applied.
         return row.get("state") if row else None
+
+    async def summaries(self, patient_ids: Sequence[str]) -> dict[str, Document]:
+        """As `summary`, by patient id, of those that are known."""
+        row_ids = [f"{self._organization_id}/{patient_id}" for patient_id in patient_ids]
+        where = {"_id": {"$in": row_ids}, "organizationId": self._organization_id}
+        with in_time(self._timeout):
+            return {row["patientId"]: row["state"] async for row in self._patients.find(where) if row.get("state")}
 
     async def event(self, event_id: UUID) -> Document | None:
         """The history row of an event; None if it is not in this organization's histories."""

@@ -15,19 +15,23 @@ from carebus_claims.views import EventStatus, EventView, PatientView, event_stat
 from carebus_common.auth import Caller, current_caller
 from carebus_common.contracts.event import EventId, EventType, Timestamp, canonical_type
 from carebus_common.contracts.event import PatientId as PatientIdRule
-from carebus_common.errors import InvalidRequest, Unavailable
+from carebus_common.errors import InvalidRequest, NotFound, Unavailable
 from carebus_common.http import Data, Page, PageInfo, Unhealthy
 from carebus_common.http.cursor import CursorCodec
 from carebus_common.http.health import Check
+from carebus_common.http.paths import percent_decode
 from carebus_common.http.query import Limit, QueryModel
 
 __all__ = ["history_routes", "store_check"]
 
+SEVERAL: Final = "GET /patients"
 PATIENT: Final = "GET /patients/{patientId}"
 HISTORY: Final = "GET /patients/{patientId}/history"
 EVENT: Final = "GET /events/{eventId}"
 
 PatientId = Annotated[PatientIdRule, Path(alias="patientId")]
+
+_MOST_PATIENTS: Final = 50
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -43,6 +47,14 @@ class HistoryQuery(QueryModel):
     cursor: str | None = Field(default=None, description="`page.next` of the page before, with the same filters.")
 
 
+class PatientsQuery(QueryModel):
+    """Which patients: an id may hold anything, so each is percent-encoded by itself before they are joined."""
+
+    patient_id: str = Field(
+        max_length=16_384, description="1 to 50 ids, each percent-encoded, joined by commas; then encoded as any value."
+    )
+
+
 class ReceiptQuery(QueryModel):
     """The event's place in the log, as its status URL carries it. Whoever has the event needs neither."""
 
@@ -53,6 +65,16 @@ class ReceiptQuery(QueryModel):
 def history_routes(repository: HistoryRepository, cursors: CursorCodec) -> APIRouter:
     """The routes of `permissions.PERMISSIONS`; each admits the roles its row lists."""
     router = APIRouter()
+
+    @router.get("/patients", summary="Several patients at a glance")
+    async def get_patients(
+        query: Annotated[PatientsQuery, Query()],
+        caller: Annotated[Caller, Security(current_caller, scopes=roles_of(SEVERAL))],
+    ) -> Data[list[PatientView]]:
+        """Those that there are for the caller, in no particular order; the others are left out."""
+        visible = [patient_id for patient_id in _patient_ids(query) if _sees(caller, patient_id)]
+        summaries = await repository.for_tenant(caller.organization_id).summaries(visible)
+        return Data(data=[patient_view(patient_id, summary) for patient_id, summary in summaries.items()])
 
     @router.get("/patients/{patientId:segment}", summary="A patient at a glance")
     async def get_patient(
@@ -100,6 +122,28 @@ def history_routes(repository: HistoryRepository, cursors: CursorCodec) -> APIRo
         return Data(data=event_status(row) if sees is Sees.STATUS else event_view(row))
 
     return router
+
+
+def _patient_ids(query: PatientsQuery) -> set[str]:
+    """Raises InvalidRequest."""
+    parts = query.patient_id.split(",")
+    if len(parts) > _MOST_PATIENTS or "" in parts:
+        raise _no_list(f"1 to {_MOST_PATIENTS} ids, joined by commas")
+    try:
+        return {percent_decode(part) for part in parts}
+    except ValueError as error:
+        raise _no_list(str(error)) from None
+
+
+def _no_list(rule: str) -> InvalidRequest:
+    return InvalidRequest("The query breaks a rule.", details=[{"path": "patientId", "rule": rule}])
+
+
+def _sees(caller: Caller, patient_id: str) -> bool:
+    try:
+        return sight(SEVERAL, caller, patient_id) is Sees.ALL
+    except NotFound:
+        return False
 
 
 def _filter(query: HistoryQuery) -> HistoryFilter:

@@ -255,3 +255,29 @@ async def test_a_discarded_event_is_no_history(world: Any, events: Any) -> None:
     assert (await world.get("/patients/patient-1/history")).json() == before
     assert (await world.get("/patients/patient-1")).json()["data"]["eventTotal"] == 1
     assert (await world.get("/patients/None/history")).status_code == 404
+
+
+async def test_several_patients_are_read_at_once_whatever_their_ids_hold(world: Any, events: Any) -> None:
+    strange = ["a,b", "a%2Cb", "é/ ?&#", "p" * 128]
+    await world.apply([events(patientId=patient) for patient in [*strange, "other"]])
+    ids = ",".join(quote(patient, safe="") for patient in [*strange, "nobody"])
+
+    answer = await world.get(f"/patients?{urlencode({'patientId': ids})}")
+
+    assert answer.status_code == 200, answer.text
+    assert sorted(one["patientId"] for one in answer.json()["data"]) == sorted(strange)
+    (alone,) = (one for one in answer.json()["data"] if one["patientId"] == "a,b")
+    assert {"data": alone} == (await world.get("/patients/a%2Cb")).json()
+
+
+async def test_a_patient_among_several_sees_itself_only(world: Any, events: Any) -> None:
+    await world.apply([events(patientId=patient) for patient in ("p-1", "p-2")])
+
+    answer = await world.get("/patients?patientId=p-1,p-2", roles=["patient"], patientId="p-2")
+
+    assert [one["patientId"] for one in answer.json()["data"]] == ["p-2"]
+
+
+@pytest.mark.parametrize("ids", ["", ",", "a,", "%25", "%25ff", ",".join("p" * 51)])
+async def test_a_list_of_patients_has_a_form(world: Any, ids: str) -> None:
+    assert (await world.get(f"/patients?patientId={ids}")).status_code == 400

@@ -120,7 +120,8 @@ class Gateway:
         caller = ForCaller(
             headers["authorization"], request_id_of(scope), traceparent_of(scope["headers"]), headers.get("tracestate")
         )
-        status, answered = await self._graphql.answer(body, caller)
+        async with _caller_there(receive):
+            status, answered = await self._graphql.answer(body, caller)
         return Answer(status, [_JSON], answered)
 
     async def _verify(self, scope: Scope) -> None:

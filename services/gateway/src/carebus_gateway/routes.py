@@ -34,6 +34,7 @@ ROUTES: Final = (
     Route("POST", "/events/batch", ("ingest",), "batch"),
     # Claims has an event once it is processed; until then the processor knows where it is.
     Route("GET", "/events/{id}", ("claims", "processor"), "status"),
+    Route("GET", "/patients", ("claims",), "patients"),
     Route("GET", "/patients/{rest}", ("claims",), "patients"),
     Route("GET", "/claims", ("claims",), "claims"),
     Route("POST", "/claims", ("claims",), "claims"),

@@ -1,7 +1,7 @@
 """What one operation reads of the claims service: over HTTP, with the caller's own token, each thing once.
 
-The service decides who sees what, as it does for REST. Claims asked for by id in the same moment are read together;
-whatever is asked for twice is read once; never more than a few requests run at a time.
+The service decides who sees what, as it does for REST. Claims and patients asked for by id in the same moment are read
+together; whatever is asked for twice is read once; never more than a few requests run at a time.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from http import HTTPStatus
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, TypeAlias
 from urllib.parse import quote, urlencode
 from uuid import UUID
 
@@ -25,9 +25,14 @@ from carebus_gateway.proxy import Answer, Outgoing, Upstream
 __all__ = ["ForCaller", "Reader", "Record"]
 
 Record = Mapping[str, Any]
+_Loaded: TypeAlias = Record | BaseException | None
 
 # A page of the claims service holds no more (`carebus_common.http.query.MAX_LIMIT`).
 _BATCH: Final = 200
+_PATIENTS: Final = 50
+_LONGEST_PATIENT_ID: Final = 128
+# A service refuses 16 KiB of headers, the request line among them.
+_LONGEST_QUERY: Final = 8 * 1024
 _MAX_ANSWER: Final = 16 * 1024 * 1024
 
 
@@ -73,6 +78,7 @@ class Reader:
         self._turn = asyncio.Semaphore(at_once)
         self._answers: dict[str, asyncio.Task[Record | None]] = {}
         self._claims: DataLoader[str, Record | None] = DataLoader(self._load_claims, max_batch_size=_BATCH)
+        self._patients: DataLoader[str, Record | None] = DataLoader(self._load_patients, max_batch_size=_PATIENTS)
 
     async def claim(self, claim_id: str) -> Record | None:
         """The claim, or None if there is none that the caller may see. Raises CarebusError."""
@@ -83,8 +89,9 @@ class Reader:
 
     async def patient(self, patient_id: str) -> Record | None:
         """The patient at a glance, or None. Raises CarebusError."""
-        answer = await self._get(f"/patients/{quote(patient_id, safe='')}") if patient_id else None
-        return None if answer is None else answer["data"]
+        if not 0 < len(patient_id) <= _LONGEST_PATIENT_ID:
+            return None
+        return await self._patients.load(patient_id)
 
     async def page(self, path: Sequence[str], parameters: Mapping[str, Any]) -> Record | None:
         """`{"data": […], "page": {"next"}}` of a list; None if what it belongs to is not there for the caller.
@@ -103,21 +110,34 @@ class Reader:
             task.cancel()
         await asyncio.gather(*self._answers.values(), return_exceptions=True)
 
-    async def _load_claims(self, ids: list[str]) -> list[Record | BaseException | None]:
+    async def _load_claims(self, ids: list[str]) -> list[_Loaded]:
+        query = urlencode({"claimId": ",".join(ids), "limit": len(ids)})
+        return await self._load(ids, f"/claims?{query}", "claimId", "/claims/")
+
+    async def _load_patients(self, ids: list[str]) -> list[_Loaded]:
+        query = urlencode({"patientId": ",".join(quote(patient_id, safe="") for patient_id in ids)})
+        if len(query) > _LONGEST_QUERY and len(ids) > 1:
+            half = len(ids) // 2
+            return [*await self._load_patients(ids[:half]), *await self._load_patients(ids[half:])]
+        return await self._load(ids, f"/patients?{query}", "patientId", "/patients/")
+
+    async def _load(self, ids: list[str], together: str, key: str, alone: str) -> list[_Loaded]:
+        """What each id stands for, asked for together; one by one for a single one, or where that is not known."""
         if len(ids) > 1:
             try:
-                page = await self.page(["claims"], {"claimId": ",".join(ids), "limit": len(ids)})
+                answer = await self._get(together)
             except CarebusError as error:
                 if error.status != HTTPStatus.BAD_REQUEST:
                     return [error for _ in ids]
-                return list(await asyncio.gather(*(self._load_claim(claim_id) for claim_id in ids)))
-            found = {claim["claimId"]: claim for claim in (page or {"data": []})["data"]}
-            return [found.get(claim_id) for claim_id in ids]
-        return [await self._load_claim(ids[0])]
+                answer = None
+            if answer is not None:
+                found = {record[key]: record for record in answer["data"]}
+                return [found.get(one) for one in ids]
+        return list(await asyncio.gather(*(self._load_one(alone + quote(one, safe="")) for one in ids)))
 
-    async def _load_claim(self, claim_id: str) -> Record | BaseException | None:
+    async def _load_one(self, target: str) -> _Loaded:
         try:
-            answer = await self._get(f"/claims/{claim_id}")
+            answer = await self._get(target)
         except CarebusError as error:
             return error
         return None if answer is None else answer["data"]

@@ -71,10 +71,10 @@ SUMMARY: dict[str, Any] = {
 
 @dataclass
 class Claims:
-    """An upstream with these claims, a page at a time; `by_id` tells whether it knows the `claimId` filter."""
+    """An upstream with these claims, a page at a time; `without`: how it answers a read of several by id."""
 
     claims: list[dict[str, Any]] = field(default_factory=lambda: [claim(number) for number in range(50)])
-    by_id: bool = True
+    without: int | None = None
     busy: int = 0
     busiest: int = 0
 
@@ -94,8 +94,8 @@ class Claims:
         known = {one["claimId"]: one for one in self.claims}
         match path:
             case ["claims"] if "claimId" in query:
-                if not self.by_id:
-                    return 400, refusal("invalid-request")
+                if self.without is not None:
+                    return self.without, refusal("invalid-request")
                 return 200, {"data": [known[one] for one in query["claimId"].split(",") if one in known]}
             case ["claims"]:
                 found = [c for c in self.claims if query.get("patientId") in (None, c["patientId"])]
@@ -104,6 +104,11 @@ class Claims:
                 return (200, {"data": known[one]}) if one in known else (404, refusal("not-found"))
             case ["claims", one, "audit"]:
                 return self.page([ENTRY], query) if one in known else (404, refusal("not-found"))
+            case ["patients"]:
+                if self.without is not None:
+                    return self.without, refusal("invalid-request")
+                ids = [unquote(one) for one in query["patientId"].split(",")]
+                return 200, {"data": [{**SUMMARY, "patientId": one} for one in ids if one != "nobody"]}
             case ["patients", "nobody", *_]:
                 return 404, refusal("not-found")
             case ["patients", _]:

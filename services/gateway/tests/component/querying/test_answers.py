@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import pytest
+
 from .kit import ENTRY, Claims, claim, claim_id, code, data
 
 
@@ -110,12 +112,17 @@ async def test_claims_asked_for_by_id_are_read_in_one_request(front: Any, claims
     assert len(front.claims.requests) == 1
 
 
-async def test_a_service_without_the_filter_is_asked_for_each(front: Any, claims: Claims) -> None:
-    claims.by_id = False
-    fields = " ".join(f'c{n}: claim(id: "{claim_id(n)}") {{ claimId }}' for n in range(18))
+@pytest.mark.parametrize("status", [400, 404])
+async def test_a_service_that_cannot_read_several_is_asked_for_each(front: Any, claims: Claims, status: int) -> None:
+    """As while a gateway that is newer than the service runs."""
+    claims.without = status
+    selected = "{ patient { summary { eventTotal } } }"
+    fields = " ".join(f'c{n}: claim(id: "{claim_id(n)}") {selected}' for n in range(18))
 
-    assert len(await data(front, f"{{ {fields} }}")) == 18
-    assert len(front.claims.requests) == 19
+    read = await data(front, f"{{ {fields} }}")
+
+    assert {one["patient"]["summary"]["eventTotal"] for one in read.values()} == {1}
+    assert len(front.claims.requests) == 2 * (1 + 18)
     assert claims.busiest <= front.settings.graphql_concurrency
 
 
@@ -126,13 +133,28 @@ async def test_a_page_is_one_request_however_long_it_is(front: Any, claims: Clai
     assert len(front.claims.requests) == 1
 
 
-async def test_a_patient_with_many_claims_is_read_once(front: Any, claims: Claims) -> None:
-    claims.claims = [claim(number, patientId=f"p-{number % 2}") for number in range(50)]
+async def test_the_patients_of_a_page_are_read_in_one_request(front: Any, claims: Claims) -> None:
+    claims.claims = [claim(number, patientId=f"p,{number % 49}/%") for number in range(49)] + [claim(49)]
+    claims.claims[49]["patientId"] = "nobody"
+    text = "{ claims(first: 50) { edges { node { patientId patient { summary { eventTotal } } } } } }"
+
+    nodes = [edge["node"] for edge in (await data(front, text))["claims"]["edges"]]
+
+    assert len(front.claims.requests) == 1 + 1
+    assert {node["patientId"] for node in nodes if node["patient"]["summary"] is None} == {"nobody"}
+
+
+async def test_patients_with_the_longest_ids_are_read_in_requests_that_are_not_too_long(
+    front: Any, claims: Claims
+) -> None:
+    claims.claims = [claim(number, patientId="患" * 125 + f"{number:03}") for number in range(50)]
     text = "{ claims(first: 50) { edges { node { patient { summary { eventTotal } } } } } }"
 
-    await data(front, text)
+    nodes = [edge["node"] for edge in (await data(front, text))["claims"]["edges"]]
 
-    assert len(front.claims.requests) == 1 + 2
+    assert {node["patient"]["summary"]["eventTotal"] for node in nodes} == {1}
+    assert len(front.claims.requests) < 50
+    assert max(len(request.target) for request in front.claims.requests) < 9000
 
 
 async def test_never_more_than_a_few_requests_run_at_a_time(front: Any, claims: Claims) -> None:

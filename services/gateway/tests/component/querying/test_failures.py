@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -50,6 +51,25 @@ async def test_a_service_that_stalls_ends_with_a_timeout(kit: Any, issuer: Any, 
     async with kit.running(issuer, jwks, claims_timeout="PT20S", graphql_timeout="PT0.3S") as front:
         front.claims.behave = kit.raw(then="stall")
         assert await code(front, "{ claims { edges { cursor } } }") == (504, "gateway-timeout")
+
+
+async def test_what_nobody_waits_for_any_more_is_given_up(kit: Any, issuer: Any, jwks: str) -> None:
+    begun, given_up = asyncio.Event(), asyncio.Event()
+
+    async def slow(_: Any, writer: asyncio.StreamWriter) -> None:
+        begun.set()
+        reader = writer.transport.get_protocol()._stream_reader  # type: ignore[attr-defined]
+        while not reader.at_eof():
+            await asyncio.sleep(0.01)
+        given_up.set()
+
+    async with kit.running(issuer, jwks, claims_timeout="PT20S") as front:
+        front.claims.behave = slow
+        asking = asyncio.create_task(ask(front, "{ claims { edges { cursor } } }"))
+        async with asyncio.timeout(10):
+            await begun.wait()
+            asking.cancel()
+            await given_up.wait()
 
 
 async def test_a_long_answer_is_read_whole(front: Any, claims: Claims) -> None:
