@@ -78,7 +78,7 @@ class ClaimsFindings:
     """What differs of one organization. `figures` is what must be added to those that serve: {} if they are right.
 
     `lost` changes are not retained by the topic: claims that it does not know are then left alone, they are `beyond`,
-    and so are the figures. `lagging`: the relay has not published up to the head.
+    and so are the figures. `lagging`: the relay has not published up to the head. `no_head`: there are claims and none.
     """
 
     claims: Difference = field(default_factory=Difference)
@@ -167,6 +167,7 @@ class ClaimsRebuild:
         found.claims = await compare(
             self._rows(_CLAIMS, organization_id), self._summed(self._rows(_SHADOW, organization_id), sums)
         )
+        found.no_head = found.no_head and bool(found.claims.found.rows or found.claims.expected.rows)
         await self._look_again(organization_id, found)
         marks = self._marks.get(organization_id, Marks())
         found.seq, found.lost = marks.last, marks.missing
