@@ -39,15 +39,18 @@ from typing import Any, Final, Generic, TypeVar, cast
 
 import msgspec
 
+from carebus_claims.claim import Claim
 from carebus_common import metrics
 from carebus_common.logging import get_logger
 from carebus_common.redis_aside import RedisAside, RedisAway
 
-__all__ = ["ClaimsCache", "Codec"]
+__all__ = ["CLAIM", "CLAIMS", "KEYS", "ClaimsCache", "Codec"]
 
 _log = get_logger(__name__)
 T = TypeVar("T")
 
+# What all keys begin with.
+KEYS: Final = "claims:v1"
 _CLAIM_KEPT: Final = timedelta(seconds=300)
 _LIST_KEPT: Final = timedelta(seconds=60)
 # Longer than any transaction of claims may take, its retries included.
@@ -135,7 +138,7 @@ class ClaimsCache:
 
     @asynccontextmanager
     async def writing(self, organization_id: str, claim_ids: Iterable[str]) -> AsyncIterator[None]:
-        """Around every transaction that changes these claims, which may also be new; whether or not it succeeds."""
+        """Around every transaction that changes these claims or adds others; whether or not it succeeds."""
         entries = [_claim(organization_id, claim_id) for claim_id in claim_ids]
         stamps = [_lists_stamp(organization_id), *(entry.stamp for entry in entries)]
         names = [*stamps, *(entry.name for entry in entries)]
@@ -192,7 +195,7 @@ class ClaimsCache:
         try:
             value = self._opened(entry, sealed, stamp)
             return codec.decode(bytes(value)) if value is not None else None
-        except (ValueError, RecursionError, msgspec.MsgspecError, _Refused) as error:
+        except (ValueError, RecursionError, _Refused) as error:
             _log.warning("cache-entry-refused", kind=entry.kind, why=str(error) if type(error) is _Refused else "form")
             await self._redis.call(lambda: self._redis.client.delete(entry.name))
             raise _Refused from None
@@ -327,6 +330,10 @@ class ClaimsCache:
         return task
 
 
+# Decimals become text and times RFC 3339, of which nothing is lost.
+CLAIM: Final[Codec[Claim]] = Codec(msgspec.json.encode, msgspec.json.Decoder(Claim).decode)
+CLAIMS: Final[Codec[list[Claim]]] = Codec(msgspec.json.encode, msgspec.json.Decoder(list[Claim]).decode)
+
 _sealed_decoder: Final = msgspec.json.Decoder(_Sealed)
 
 
@@ -350,4 +357,4 @@ def _lists_stamp(organization_id: str) -> str:
 
 def _prefix(organization_id: str) -> str:
     # The braces keep an organization's keys on one node of a cluster, where MGET needs them.
-    return f"claims:v1:{{{organization_id}}}"
+    return f"{KEYS}:{{{organization_id}}}"

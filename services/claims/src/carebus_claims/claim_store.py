@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
@@ -35,6 +36,8 @@ from carebus_common.mongo import in_time
 __all__ = ["AUDIT", "CLAIMS", "HEADS", "ClaimStore", "OrganizationHead", "Tenant", "TenantClaims", "TenantRequired"]
 
 Document = dict[str, Any]
+# What is around every transaction that changes these claims of an organization or adds some: `ClaimsCache.writing`.
+Around = Callable[[str, Collection[str]], AbstractAsyncContextManager[None]]
 
 CLAIMS: Final = "claims"
 AUDIT: Final = "claims_audit"
@@ -72,11 +75,17 @@ class ClaimStore:
     """What needs no tenant: the indexes, and what the relay publishes. `of` gives the rest."""
 
     def __init__(
-        self, database: AsyncDatabase[Document], *, audit_key: bytes, timeout: timedelta = timedelta(seconds=10)
+        self,
+        database: AsyncDatabase[Document],
+        *,
+        audit_key: bytes,
+        timeout: timedelta = timedelta(seconds=10),
+        writing: Around = lambda _organization_id, _claim_ids: nullcontext(),
     ) -> None:
         self._database = database
         self._audit_key = audit_key
         self._timeout = timeout
+        self._writing = writing
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def create_indexes(self) -> None:
@@ -93,7 +102,7 @@ class ClaimStore:
 
     def of(self, tenant: Tenant) -> TenantClaims:
         lock = self._locks.setdefault(tenant.organization_id, asyncio.Lock())
-        return TenantClaims(self._database, tenant, self._audit_key, self._timeout, lock)
+        return TenantClaims(self._database, tenant, self._audit_key, self._timeout, lock, self._writing)
 
 
 class TenantClaims:
@@ -106,12 +115,14 @@ class TenantClaims:
         audit_key: bytes,
         timeout: timedelta,
         lock: asyncio.Lock,
+        writing: Around,
     ) -> None:
         self.organization_id: Final = tenant.organization_id
         self._database = database
         self._audit_key = audit_key
         self._timeout = timeout
         self._lock = lock
+        self._writing = writing
         self._claims = database[CLAIMS]
         self._audit = database[AUDIT]
         self.requests: Final = requests.TenantRequests(database, tenant.organization_id, timeout)
@@ -200,8 +211,10 @@ class TenantClaims:
 
         Raises VersionConflict or AlreadyExists, both with the `claim_ids` concerned, when nothing was written.
         """
+        changed = {change.after.claim_id for change in changes if change.before is not None}
+        around = self._writing(self.organization_id, changed) if changes else nullcontext()
         with in_time(self._timeout):
-            async with self._lock:
+            async with self._lock, around:
                 for attempt in range(_TRIES):
                     if attempt:
                         await asyncio.sleep(random.random() * min(0.005 * 2**attempt, 0.5))  # noqa: S311
