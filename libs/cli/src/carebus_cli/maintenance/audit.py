@@ -74,7 +74,7 @@ def verify(
     if direct:
         verdicts = _verify_directly(
             part("store", store, state_dir),
-            audit_key(audit_key_file),
+            audit_key(audit_key_file, state_dir),
             organization,
             anchor=anchor,
             archive=archive,
@@ -116,7 +116,7 @@ def archive_entries(
         time = parse_time(before, datetime.now(UTC))
     except (ValueError, OverflowError) as error:
         raise typer.BadParameter(str(error), param_hint="--before") from None
-    store_url, key = part("store", store, state_dir), audit_key(audit_key_file)
+    store_url, key = part("store", store, state_dir), audit_key(audit_key_file, state_dir)
     from carebus_claims.archive import BrokenChain  # noqa: PLC0415
     from carebus_claims.audit_trail import ArchiveAhead  # noqa: PLC0415
     from carebus_cli.maintenance.trail import archive_all  # noqa: PLC0415
@@ -176,9 +176,7 @@ def _tell(verdicts: Sequence[dict[str, Any]], *, as_json: bool) -> None:
         _tell_faults(verdict["faults"], verdict["moreFaults"], lambda fault: f"entry {fault['seq']}: {fault['kind']}")
         if files := verdict.get("archive"):
             stdout.print(f"  {files['entries']:,} entries in files")
-            _tell_faults(
-                files["faults"], 0, lambda fault: f"file {fault['file']} {fault['seq'] or ''}: {fault['kind']}"
-            )
+            _tell_faults(files["faults"], 0, _tell_file)
     if not verdicts and not as_json:
         stdout.print("there are no entries")
 

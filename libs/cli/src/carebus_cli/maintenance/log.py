@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final, Self
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import GroupCoordinatorNotAvailableError
 
 from carebus_common.ops.lag import partitions_of
 
 __all__ = ["GroupOffsets", "TopicLog", "open_log"]
 
 _AT_ONCE: Final = 4000
+_COORDINATOR_SECONDS: Final = 15.0
 
 
 class TopicLog:
@@ -83,7 +86,16 @@ class GroupOffsets:
         await self._admin.close()
 
     async def read(self) -> dict[int, int]:
-        found = await self._admin.list_consumer_group_offsets(self._group)
+        until = time.monotonic() + _COORDINATOR_SECONDS
+        while True:
+            try:
+                found = await self._admin.list_consumer_group_offsets(self._group)
+                break
+            except GroupCoordinatorNotAvailableError:
+                # A broker that no group has used yet makes its topic of offsets only now.
+                if time.monotonic() > until:
+                    raise
+                await asyncio.sleep(0.2)
         return {
             partition.partition: meta.offset
             for partition, meta in found.items()

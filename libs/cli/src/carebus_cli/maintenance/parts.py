@@ -21,7 +21,7 @@ KafkaOption = Annotated[
 ]
 AuditKeyFileOption = Annotated[
     Path | None,
-    typer.Option("--audit-key-file", help="A file with the audit's key; else CAREBUS_AUDIT_KEY."),
+    typer.Option("--audit-key-file", help="A file with the audit's key; else CAREBUS_AUDIT_KEY, or `up`'s."),
 ]
 OrganizationOption = Annotated[
     str | None, typer.Option("--organization", help="Only this organization; else all that there are.")
@@ -38,16 +38,22 @@ def part(name: str, given: str | None, state_dir: Path) -> str:
     return running.urls[name]
 
 
-def audit_key(given: Path | None) -> bytes:
-    """From a file, else what a claims service of this environment seals with. Ends the command if it is not there."""
+def audit_key(given: Path | None, state_dir: Path) -> bytes:
+    """From the file, the environment, what `carebus up` made on `state_dir`, or else what a service takes without one.
+
+    Ends the command if the file cannot be read.
+    """
     from carebus_claims.settings import Settings  # noqa: PLC0415
 
-    if given is None:
-        return Settings(jwks="").audit_key_bytes
+    settings = Settings(jwks="")
+    made = state_dir / "keys" / "audit-key"
+    path = given if given is not None or settings.audit_key or not made.exists() else made
+    if path is None:
+        return settings.audit_key_bytes
     try:
-        return given.read_text().strip().encode()
+        return path.read_text().strip().encode()
     except OSError as error:
-        raise _ended(f"The audit's key cannot be read: {given}: {error.strerror}.") from None
+        raise _ended(f"The audit's key cannot be read: {path}: {error.strerror}.") from None
 
 
 def _ended(message: str) -> typer.Exit:
