@@ -54,7 +54,7 @@ class HistoryOrder(Enum):
 
 @strawberry.input(description="All of what is given must hold.")
 class ClaimFilter:
-    status: ClaimStatus | None = None
+    status: list[ClaimStatus] | None = strawberry.field(default=None, description="One of these.")
     patient_id: str | None = None
     provider_id: str | None = None
     assigned_processor_id: str | None = None
@@ -217,7 +217,7 @@ class Patient:
         info: Context,
         first: First = DEFAULT_FIRST,
         after: After = None,
-        status: ClaimStatus | None = None,
+        status: list[ClaimStatus] | None = None,
         sort: ClaimSort = ClaimSort.CREATED_AT_DESC,
     ) -> Connection[Claim] | None:
         filters = ClaimFilter(status=status, patient_id=self.patient_id)
@@ -254,7 +254,7 @@ async def claims_of(
 ) -> Connection[Claim] | None:
     """A page of `GET /claims`. Raises CarebusError."""
     parameters = {
-        "status": filters.status.value if filters.status else None,
+        "status": ",".join(status.value for status in filters.status) if filters.status else None,
         "patientId": filters.patient_id,
         "providerId": filters.provider_id,
         "assignedProcessorId": filters.assigned_processor_id,
