@@ -28,6 +28,10 @@ import carebus_ingest.settings
 import carebus_processor.main
 import carebus_processor.settings
 import carebus_processor.subscribers
+from carebus_claims.change_feed import ChangeFeed
+from carebus_claims.claim_routes import claim_routes
+from carebus_claims.claim_service import ClaimService
+from carebus_claims.claim_store import ClaimStore
 from carebus_claims.operations import claims_operations
 from carebus_claims.repository import HistoryRepository
 from carebus_common import metrics
@@ -38,6 +42,7 @@ from carebus_common.contracts.event_types import DATA_SCHEMAS
 from carebus_common.contracts.processed import ProcessedEvent
 from carebus_common.contracts.topics import CLAIMS_DLQ, EVENTS, EVENTS_DLQ, EVENTS_PROCESSED, TOPICS, TopicDefinition
 from carebus_common.http.app import openapi
+from carebus_common.http.cursor import CursorCodec
 from carebus_processor.operations import processor_operations
 from carebus_processor.status import EventStatus
 
@@ -260,10 +265,12 @@ def apis() -> dict[str, dict[str, Any]]:
     histories = HistoryRepository(nowhere["docs"], timeout=claims.read_timeout)
     status = EventStatus(nowhere["docs"], NoConsumer())
     of_claims = claims_operations(claims, nowhere["docs"], NoConsumer())
+    store = ClaimStore(nowhere["docs"], audit_key=b"")
+    routes = claim_routes(ClaimService(store), CursorCodec.of(claims, service="claims"), ChangeFeed())
     of_processor = processor_operations(processor, nowhere["docs"], NoConsumer())
     return {
         "ingest": openapi(carebus_ingest.main.create_api(ingest)),
-        "claims": openapi(carebus_claims.main.create_api(claims, None, histories, of_claims)),
+        "claims": openapi(carebus_claims.main.create_api(claims, None, histories, routes, of_claims)),
         "processor": openapi(carebus_processor.main.create_api(processor, None, status, of_processor)),
     }
 

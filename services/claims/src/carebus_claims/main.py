@@ -7,6 +7,9 @@ import asyncio
 from fastapi import APIRouter, FastAPI
 from pymongo.errors import PyMongoError
 
+from carebus_claims.change_feed import ChangeFeed
+from carebus_claims.claim_routes import claim_routes
+from carebus_claims.claim_service import ClaimService
 from carebus_claims.claim_store import ClaimStore
 from carebus_claims.operations import claims_operations
 from carebus_claims.relay import ChangeRelay
@@ -29,11 +32,16 @@ log = logging.get_logger("carebus_claims")
 
 
 def create_api(
-    settings: Settings, verifier: TokenVerifier | None, repository: HistoryRepository, operations: APIRouter
+    settings: Settings,
+    verifier: TokenVerifier | None,
+    repository: HistoryRepository,
+    claims: APIRouter,
+    operations: APIRouter,
 ) -> FastAPI:
     """What claims serves, with its OpenAPI document; connects to nothing."""
     api = create_app(title="Carebus claims", version="1.0.0", settings=settings, verifier=verifier)
     api.include_router(history_routes(repository, CursorCodec.of(settings, service="claims")))
+    api.include_router(claims)
     api.include_router(operations)
     return api
 
@@ -64,8 +72,11 @@ async def main(settings: Settings, stop: asyncio.Event | None = None) -> None:
     broker = kafka_broker(settings, client_id="carebus-claims")
     subscribe(broker, consumer)
 
+    feed = ChangeFeed()
+    service = ClaimService(claims, on_change=lambda _organization, _claim_ids: relay.wake())
     operations = claims_operations(settings, database, consumer)
-    app = create_api(settings, TokenVerifier(keys, settings), repository, operations)
+    routes = claim_routes(service, CursorCodec.of(settings, service="claims"), feed)
+    app = create_api(settings, TokenVerifier(keys, settings), repository, routes, operations)
     checks = {"store": store_check(repository), "consumer": consumer_check(consumer)}
     app.get("/health", include_in_schema=False)(health_route(checks))
 
@@ -76,6 +87,7 @@ async def main(settings: Settings, stop: asyncio.Event | None = None) -> None:
             tasks.create_task(_create_indexes(repository, claims, database, stop))
             tasks.create_task(consume(broker, consumer, stop))
             relaying = tasks.create_task(relay.run())
+            tasks.create_task(_end_streams(feed, stop))
             await serve(app, settings, stop=stop)
             stop.set()
             relaying.cancel()
@@ -98,6 +110,12 @@ async def _create_indexes(
         except PyMongoError as error:
             log.warning("indexes-wait-for-store", error=type(error).__name__)
             await asyncio.sleep(1)
+
+
+async def _end_streams(feed: ChangeFeed, stop: asyncio.Event) -> None:
+    """A stream has no end of its own, and the server waits for its connections."""
+    await stop.wait()
+    feed.close()
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ __all__ = ["Settings"]
 
 class Settings(OpsSettings, ConsumerSettings, MongoSettings, TokenSettings):
     port: int = Field(default=8003, ge=0, le=65535)
+    # A thousand claims with their lines.
+    max_body_bytes: int = 8 * 1024 * 1024
     claims_database: str = "carebus_claims"
     claims_topic: str = EVENTS_PROCESSED.name
     claims_group: str = "carebus-claims"

@@ -31,6 +31,7 @@ from carebus_common.http import (
 )
 from carebus_common.http.envelopes import Internal, Response
 from carebus_common.http.guards import ClientDisconnect, header
+from carebus_common.http.idempotency_key import parse_key
 from carebus_common.http.query import check_query
 from carebus_common.kafka import BrokerAway, MessageRefused, Publisher
 from carebus_common.logging import get_logger
@@ -39,7 +40,7 @@ from carebus_common.tracing import traceparent_of
 from carebus_ingest.accept import Accepted, Sender, accept_event
 from carebus_ingest.answers import Outcome, Stored, batch_answer, broker_away, receipt_answer
 from carebus_ingest.batch import NDJSON_TYPES, cut
-from carebus_ingest.idempotency import Replays, parse_key
+from carebus_ingest.idempotency import Replays
 from carebus_ingest.rate_limit import RateLimiter
 from carebus_ingest.settings import Settings
 

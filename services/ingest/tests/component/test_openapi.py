@@ -9,9 +9,9 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from carebus_common.http import openapi
+from carebus_common.http.idempotency_key import parse_key
 from carebus_common.kafka import BrokerAway, Publisher
 from carebus_ingest.documentation import described_routes
-from carebus_ingest.idempotency import parse_key
 from carebus_ingest.main import create_api
 from carebus_ingest.settings import Settings
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from carebus_common.errors import InvalidRequest
-from carebus_ingest.idempotency import parse_key
+from carebus_common.http.idempotency_key import parse_key
 
 
 @pytest.mark.parametrize(
