@@ -9,6 +9,7 @@ import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -366,3 +367,12 @@ async def test_every_route_admits_the_roles_of_its_row_and_shows_what_they_reach
                     assert answer.status_code == 404, told
                 else:
                     assert answer.status_code in (200, 409), told
+
+
+def test_the_readme_has_the_table_of_permissions() -> None:
+    roles = ("admin", "processor", "provider", "patient")
+    lines = [
+        f"| `{route}` | " + " | ".join(row[role].value if role in row else "403" for role in roles) + " |"
+        for route, row in CLAIM_PERMISSIONS.items()
+    ]
+    assert "\n".join(lines) in (Path(__file__).parents[2] / "README.md").read_text()
