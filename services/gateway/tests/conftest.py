@@ -148,6 +148,7 @@ class Front:
     claims: LittleServer
     issuer: Issuer
     settings: Settings
+    stop: asyncio.Event
 
     def token(self) -> dict[str, str]:
         return {"Authorization": self.issuer.bearer("org-a", ["admin"])}
@@ -199,12 +200,12 @@ async def running(issuer: Issuer, jwks: str, **changed: Any) -> AsyncIterator[Fr
     listening: asyncio.Future[Listening] = asyncio.get_running_loop().create_future()
     async with client_session(settings) as session, asyncio.TaskGroup() as tasks:
         upstreams = {name: Upstream(name, url, session, settings) for name, url in urls_of(settings).items()}
-        gateway = Gateway(upstreams, TokenVerifier(keys, settings), settings)
+        gateway = Gateway(upstreams, TokenVerifier(keys, settings), settings, stop)
         tasks.create_task(serve(gateway, settings, started=listening.set_result, stop=stop))
         port = (await listening).port
         try:
             async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20) as http:
-                yield Front(http, port, ingest, processor, claims, issuer, settings)
+                yield Front(http, port, ingest, processor, claims, issuer, settings, stop)
         finally:
             stop.set()
     for server in (ingest, processor, claims):

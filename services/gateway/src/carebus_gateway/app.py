@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import Any, Final
 
 import msgspec
@@ -55,10 +55,17 @@ _JSON: Final[Header] = (b"content-type", b"application/json")
 class Gateway:
     """The ASGI app over open upstreams."""
 
-    def __init__(self, upstreams: Mapping[UpstreamName, Upstream], verifier: TokenVerifier, settings: Settings) -> None:
+    def __init__(
+        self,
+        upstreams: Mapping[UpstreamName, Upstream],
+        verifier: TokenVerifier,
+        settings: Settings,
+        stopping: asyncio.Event | None = None,
+    ) -> None:
         self._upstreams = upstreams
         self._verifier = verifier
         self._settings = settings
+        self._stopping = stopping
         self._graphql = GraphQL(upstreams["claims"], settings)
         checks: dict[str, Check] = {name: upstream.check for name, upstream in upstreams.items()}
         self._check_health: Callable[[], Awaitable[Any]] = health_route(checks, timeout=settings.health_timeout)
@@ -120,7 +127,7 @@ class Gateway:
         caller = ForCaller(
             headers["authorization"], request_id_of(scope), traceparent_of(scope["headers"]), headers.get("tracestate")
         )
-        async with _caller_there(receive):
+        async with _while_wanted(receive):
             status, answered = await self._graphql.answer(body, caller)
         return Answer(status, [_JSON], answered)
 
@@ -183,8 +190,8 @@ class Gateway:
     async def _deliver(self, answer: Answer, scope: Scope, request_id: str, receive: Receive, send: Send) -> None:
         """Send the answer on. One that breaks off is not ended properly, so that the caller notices.
 
-        The rest of a long answer is given up, and its connection closed, as soon as the caller of a GET goes away:
-        the upstream may never end it.
+        The rest of an answer to GET is given up, and its connection closed, as soon as the caller goes away: the
+        upstream may never end it. Events end when the gateway stops: who follows them comes back elsewhere.
         """
         present = {name for name, _ in answer.headers}
         ours = [(b"x-request-id", request_id.encode()), *PROTECTIVE_HEADERS]
@@ -198,7 +205,10 @@ class Gateway:
             await self._send(send, start)
             await self._send(send, {"type": "http.response.body", "body": answer.body, "more_body": more is not None})
             if more is not None:
-                async with _caller_there(receive if scope["method"] == "GET" else None):
+                events = (b"content-type", b"text/event-stream") in answer.headers
+                # While a body is being passed on, what is received is its parts.
+                wanted = _while_wanted(receive, self._stopping if events else None)
+                async with wanted if scope["method"] == "GET" else nullcontext():
                     while part := await more():
                         await self._send(send, {"type": "http.response.body", "body": part, "more_body": True})
                 await self._send(send, {"type": "http.response.body", "body": b""})
@@ -216,27 +226,39 @@ class Gateway:
 
 
 @asynccontextmanager
-async def _caller_there(receive: Receive | None) -> AsyncIterator[None]:
-    """Raises ClientDisconnect within as soon as the caller goes away; `receive` must have nothing else to tell."""
-    if receive is None:
-        yield
-        return
+async def _while_wanted(receive: Receive, stopping: asyncio.Event | None = None) -> AsyncIterator[None]:
+    """Breaks off what is within when the caller goes away (ClientDisconnect) or, silently, when we are stopping.
+
+    `receive` must have nothing else to tell any more.
+    """
     loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(None) as patience:
+            watched = [asyncio.create_task(_disconnected(receive))]
+            if stopping is not None:
+                watched.append(asyncio.create_task(stopping.wait()))
 
-            async def watch() -> None:
-                while (await receive())["type"] != "http.disconnect":
-                    pass
-                patience.reschedule(loop.time())
+            def break_off(ended: asyncio.Task[bool]) -> None:
+                if not ended.cancelled():
+                    patience.reschedule(loop.time())
 
-            watcher = asyncio.create_task(watch())
+            for task in watched:
+                task.add_done_callback(break_off)
             try:
                 yield
             finally:
-                watcher.cancel()
-                await asyncio.gather(watcher, return_exceptions=True)
+                gone = watched[0].done()
+                for task in watched:
+                    task.cancel()
+                await asyncio.gather(*watched, return_exceptions=True)
     except TimeoutError:
-        if patience.expired():
+        if not patience.expired():
+            raise
+        if gone:
             raise ClientDisconnect from None
-        raise
+
+
+async def _disconnected(receive: Receive) -> bool:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    return True

@@ -16,12 +16,13 @@ from carebus_gateway.settings import Settings
 
 async def main(settings: Settings, stop: asyncio.Event | None = None) -> None:
     """Serve until SIGTERM, SIGINT or `stop`. Upstreams and keys may come and go."""
+    stop = stop or asyncio.Event()
     keys = key_source(settings.jwks)
     await keys.start()
     try:
         async with client_session(settings) as session:
             upstreams = {name: Upstream(name, url, session, settings) for name, url in urls_of(settings).items()}
-            await serve(Gateway(upstreams, TokenVerifier(keys, settings), settings), settings, stop=stop)
+            await serve(Gateway(upstreams, TokenVerifier(keys, settings), settings, stop), settings, stop=stop)
     finally:
         await keys.stop()
 

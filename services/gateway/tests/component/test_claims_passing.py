@@ -139,6 +139,18 @@ async def test_the_upstream_learns_that_a_caller_has_gone(front: Any) -> None:
         await stream.gone.wait()
 
 
+async def test_events_end_when_the_gateway_stops_and_an_export_is_finished(front: Any, kit: Any) -> None:
+    events = front.claims.behave = Stream()
+    async with asyncio.timeout(6), front.http.stream("GET", "/claims/changes", headers=front.token()) as followed:
+        export = front.claims.behave = Stream(EVENTS.replace(b"text/event-stream", b"text/csv"))
+        async with front.http.stream("GET", "/claims/export", headers=front.token()) as exported:
+            front.stop.set()
+            assert [part async for part in followed.aiter_bytes()] == []
+            await events.gone.wait()
+            export.parts.put_nowait(chunk(b"the rest") + b"0\r\n\r\n")
+            assert [part async for part in exported.aiter_bytes()] == [b"the rest"]
+
+
 async def test_a_refused_stream_is_a_refusal_like_any_other(front: Any, kit: Any) -> None:
     refused = {"error": {"code": "forbidden", "message": "m", "details": [], "requestId": "r"}}
     front.claims.behave = kit.answer(403, refused)

@@ -51,8 +51,9 @@ async def test_a_patient_is_read_with_its_history_and_claims(front: Any, claims:
 
 async def test_filters_and_sort_are_those_of_rest(front: Any, claims: Claims) -> None:
     text = """{ claims(first: 3, sort: TOTAL_DESC, filter: {status: [UNDER_REVIEW, PENDING], patientId: "p",
-        providerId: "d", assignedProcessorId: "x", createdFrom: "2026-01-01T00:00:00Z", createdTo: "2026-02-01T00:00:00Z",
-        minTotal: "0.10", maxTotal: "9999999.99"}) { edges { node { claimId } } } }"""
+        providerId: "d", assignedProcessorId: "x", createdFrom: "2026-01-01T00:00:00Z",
+        createdTo: "2026-02-01T00:00:00Z", minTotal: "0.10", maxTotal: "9999999.99"}) {
+        edges { node { claimId } } } }"""
 
     await data(front, text)
 
