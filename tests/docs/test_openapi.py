@@ -67,9 +67,7 @@ def test_the_gateway_shows_every_route_of_its_table_and_no_other() -> None:
         for path, method, _ in operations(DOCUMENTS["gateway"])
         if path != "/graphql"  # which the gateway answers itself
     }
-    # The claims service does not have these routes yet.
-    awaited = {route for route in ROUTES if route.path.startswith("/claims")}
-    assert shown | awaited == set(ROUTES)
+    assert shown == set(ROUTES)
 
 
 def test_the_status_of_an_event_may_come_from_either_service() -> None:
