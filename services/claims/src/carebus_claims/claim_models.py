@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SkipValidation
 from pydantic.alias_generators import to_camel
 
 from carebus_claims.claim import Line, Status
@@ -149,17 +149,17 @@ class UpdateItem(_Body):
     reason: Reason | None = None
 
 
-def _of(name: str) -> dict[str, Any]:
-    """Each item is checked by itself, so that a bad one does not sink the rest; the document names its shape."""
-    return {"items": {"$ref": f"#/components/schemas/{name}"}}
+# Each item is checked by itself, so that a bad one does not sink the rest; the document has its shape all the same.
+NewClaims = Annotated[list[SkipValidation[ClaimBody]], Field(min_length=1, max_length=MAX_BULK)]
+Updates = Annotated[list[SkipValidation[UpdateItem]], Field(min_length=1, max_length=MAX_BULK)]
 
 
 class BulkCreateBody(_Body):
-    claims: Annotated[list[Any], Field(min_length=1, max_length=MAX_BULK, json_schema_extra=_of("ClaimBody"))]
+    claims: NewClaims
 
 
 class BulkUpdateBody(_Body):
-    updates: Annotated[list[Any], Field(min_length=1, max_length=MAX_BULK, json_schema_extra=_of("UpdateItem"))]
+    updates: Updates
 
 
 class ClaimFilter(QueryModel):
