@@ -75,12 +75,18 @@ class Oracle:
         """Assert what no crash, no other replica and no answer that was lost may break."""
         for record in self.world.accepted:
             self._check_committed(record)
+        self._check_effects()
         for patient, records in self.of_patient().items():
             self._check_order(patient, records)
             self._check_parked(patient.row_id)
         assert self.parked.keys() <= {row_id for row_id, row in self.patients.items() if row["parked"]}
         for letter in self.letters.values():
             self._check_letter(letter)
+
+    def _check_effects(self) -> None:
+        """An event has its effects exactly when it has its inbox row, unless that is a discarded one's."""
+        carried_out = sorted((row["of"], row["n"]) for row in self.world.memory["effects"].values())
+        assert carried_out == sorted((name, row["n"]) for name, row in self.inbox.items() if "discardedAt" not in row)
 
     def _check_committed(self, record: Accepted) -> None:
         """The committed offset passes only what is seen to, and whose messages are out."""

@@ -6,10 +6,12 @@ import asyncio
 import random
 import selectors
 from collections import Counter
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
+from itertools import count
 from typing import Any
 from uuid import UUID
 
@@ -159,6 +161,7 @@ class World:
         self.accepted: list[Accepted] = []
         self.scripts: dict[int, Script] = {}
         self.calls: Counter[int] = Counter()
+        self.effects = count()
         self.requests = 0
         self.replicas: dict[str, Replica] = {}
         self.answers: list[Coroutine[Any, Any, Change]] = []
@@ -243,7 +246,7 @@ class World:
                 retry=RetryPolicy(base=timedelta(milliseconds=50), jitter=0, deadline=timedelta(days=1)),
                 handler_deadline=timedelta(milliseconds=500),
             ),
-            MemoryStore(self.memory),
+            MemoryStore(self.memory, effects=self._carry_out),
             MemoryPublisher(self.published, self.broker, lambda count: self.rng.randint(0, count)),
             limits=self.limits,
             parked=MemoryParkedStore(self.memory),
@@ -304,6 +307,12 @@ class World:
             await replica.runtime.on_partitions_assigned(replica.consumer.assign(mine))
             replica.positions = {partition: self.group.committed.get(partition, 0) for partition in mine}
 
+    async def _carry_out(self, put: Memory, effects: Sequence[tuple[dict[str, Any], Any]], _: AsyncExitStack) -> None:
+        await self.memory.line.pause()
+        for document, effect in effects:
+            # Under a name of its own: a second one of the same event would show.
+            put.put("effects", {"_id": next(self.effects), "of": document["_id"], "n": effect})
+
     # --- the handler ----------------------------------------------------------------------------------------------
 
     def _handle(self, state: State | None, delivery: Delivery[Event]) -> Any:
@@ -315,7 +324,7 @@ class World:
         seen = [*(state["seen"] if state else []), event.n]
         key = f"{event.organization_id}/{event.patient_id}".encode()
         row = {"n": event.n, **({"too-large": 2**70} if fails and script.kind == "refused" else {})}
-        change = Change(row, {"seen": seen}, (Message(OUT, key, str(event.n).encode()),))
+        change = Change(row, {"seen": seen}, (Message(OUT, key, str(event.n).encode()),), effects=(event.n,))
 
         def outcome() -> Change:
             if flaky:

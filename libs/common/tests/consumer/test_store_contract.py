@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -16,6 +17,7 @@ from carebus_common.consumer.parked_store import ControlRow, ParkedStore, Reques
 from carebus_common.consumer.rows import NO_ROW, Parked, ParkedPatient, PatientRow, queue_id
 from carebus_common.consumer.store import (
     BatchRefused,
+    EffectsNotSupported,
     InboxRow,
     LetterUpdate,
     Moved,
@@ -36,11 +38,34 @@ MANY = 150  # more than one lookup's worth of ids
 
 @dataclass
 class Stores:
-    """A store and the means to look behind it."""
+    """A store and the means to look behind it. Its effects are rows; those called `moved` and `fails` do that."""
 
     store: Store
     parked: ParkedStore
     database: Memory | mongo.Database
+    ended: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.store._effects = self._carry_out
+
+    async def _carry_out(
+        self, session: Any, effects: Sequence[tuple[dict[str, Any], Any]], ended: AsyncExitStack
+    ) -> None:
+        ended.push_async_callback(self._note, effects[0][0]["_id"])
+        for number, (document, effect) in enumerate(effects):
+            row = {"_id": number, "of": document["_id"], "effect": effect}
+            match effect:
+                case "moved":
+                    raise Moved
+                case "fails":
+                    raise ValueError(effect)
+            if isinstance(session, Memory):
+                session.put("effects", row)
+            else:
+                await self.database["effects"].insert_one(row, session=session)  # type: ignore[union-attr]
+
+    async def _note(self, inbox_id: str) -> None:
+        self.ended.append("committed" if inbox_id in await self.rows("inbox") else "not committed")
 
     async def put(self, collection: str, *rows: Mapping[str, Any]) -> None:
         for row in rows:
@@ -263,6 +288,43 @@ class Contract:
         assert len(await stores.parked.queue_rows([queue_id("org/p", n) for n in range(MANY + 1)])) == MANY
         assert await stores.parked.counts() == (MANY, MANY)
         assert await stores.store.inbox_rows([]) == {}
+
+    # --- effects --------------------------------------------------------------------------------------------------
+
+    async def test_effects_are_written_with_the_events_they_belong_to(self, stores: Stores) -> None:
+        (a, b), row = (inbox("a"), inbox("b")), PatientRow(at(1), None, {})
+        await stores.store.write(
+            Writes(inbox=[a, b], effects=[(a, "first"), (a, "second"), (b, "third")], patients=[patient(NO_ROW, row)])
+        )
+        assert [(row["of"], row["effect"]) for row in (await stores.rows("effects")).values()] == [
+            ("org/a", "first"),
+            ("org/a", "second"),
+            ("org/b", "third"),
+        ]
+        assert stores.ended == ["committed"]
+
+    @pytest.mark.parametrize("what", ["inbox", "patient", "moved", "fails"])
+    async def test_a_transaction_that_is_refused_has_no_effects(self, stores: Stores, what: str) -> None:
+        known, new = inbox("known"), inbox("new")
+        await stores.store.write(Writes(inbox=[known]))
+        writes = Writes(inbox=[new], effects=[(new, "first"), (new, what)])
+        if what == "inbox":
+            writes.inbox.append(known)
+        if what == "patient":
+            stale = PatientRow(at(1), None, None)
+            writes.patients.append(patient(stale, stale))
+        with pytest.raises(BatchRefused if what == "fails" else Moved):
+            await stores.store.write(writes)
+        assert await stores.rows("effects") == {}
+        assert set(await stores.rows("inbox")) == {"org/known"}
+        assert stores.ended == ["not committed"]
+
+    async def test_effects_that_nobody_carries_out_are_a_bug_and_not_left_out(self, stores: Stores) -> None:
+        new = inbox("new")
+        stores.store._effects = None
+        with pytest.raises(EffectsNotSupported, match=r"Store\(effects=\.\.\.\)"):
+            await stores.store.write(Writes(inbox=[new], effects=[(new, "first")]))
+        assert await stores.rows("inbox") == {}
 
     # --- what is parked, and what was asked for -------------------------------------------------------------------
 

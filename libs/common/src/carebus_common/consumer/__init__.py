@@ -7,16 +7,18 @@ from carebus_common.consumer.recorder import Recorder, open_recorder
 from carebus_common.consumer.records import Subscription
 from carebus_common.consumer.retry import RetryPolicy
 from carebus_common.consumer.runtime import Limits, OrderedConsumer, Status
-from carebus_common.consumer.store import Store
+from carebus_common.consumer.store import Effects, Moved, Store
 
 __all__ = [
     "Change",
     "ConsumerError",
     "DeadLetter",
     "Delivery",
+    "Effects",
     "FailureLimits",
     "Handler",
     "Limits",
+    "Moved",
     "OrderedConsumer",
     "PatientEvent",
     "PauseConsumption",

@@ -54,11 +54,14 @@ class Change:
 
     `row` are the inbox row's fields beside the runtime's own; `state` is the patient's whole new state, or
     `None` to leave it as it is; `messages` are published after the commit. Values must be BSON-encodable.
+    `effects` are what else the event does in the owner's database: any values, which the `effects` of the runtime's
+    `Store` carries out in the same transaction, exactly when the inbox row is written.
     """
 
     row: Mapping[str, Any]
     state: State | None = None
     messages: Sequence[Message] = field(default=())
+    effects: Sequence[Any] = ()
 
 
 # A handler looks at the patient's state (None: nothing stored yet) and the delivery, and returns the change.

@@ -80,7 +80,9 @@ class Handling(Generic[E]):
     @staticmethod
     def apply(plan: Plan[E], record: Record[E], change: Change, handled: Handled[E]) -> Settled[E]:
         assert record.event is not None
-        plan.writes.inbox.append(_inbox_document(record, record.event, change, handled))
+        document = _inbox_document(record, record.event, change, handled)
+        plan.writes.inbox.append(document)
+        plan.writes.effects += ((document, effect) for effect in change.effects)
         return Settled(record, Fate.PROCESSED, tuple(change.messages))
 
     def settle_known(self, plan: Plan[E], record: Record[E], before: InboxRow) -> Settled[E]:

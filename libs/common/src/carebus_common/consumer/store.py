@@ -9,8 +9,8 @@ first, tail, token}, state}` (see `rows`). What is parked and what is dead is re
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,18 +33,21 @@ from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
 from carebus_common.consumer.change import Position
-from carebus_common.consumer.errors import StoreAway
+from carebus_common.consumer.errors import PauseConsumption, StoreAway
 from carebus_common.consumer.rows import Parked, ParkedPatient, PatientRow, source_document
 from carebus_common.messages import Message
 
 __all__ = [
     "BatchRefused",
+    "Effects",
+    "EffectsNotSupported",
     "InboxRow",
     "LetterUpdate",
     "Moved",
     "PatientWrite",
     "Store",
     "Writes",
+    "carried_out",
     "chunks",
     "message_document",
     "message_from_document",
@@ -70,6 +73,17 @@ class Moved(Exception):
 
 class BatchRefused(Exception):
     """The store refused the content of a batch. Which event is to blame is found by splitting."""
+
+
+class EffectsNotSupported(RuntimeError):
+    """A handler's change has effects, and its store was not told how to carry them out: a bug."""
+
+
+# Carries out what a transaction's events do beside the runtime's own rows: `(session, [(inbox document, effect), …],
+# ended)`, each patient's in their order, by statements in the session's transaction. What is entered into `ended` is
+# left when the transaction has ended, whether or not it was committed, and must not raise. May raise `Moved`, after
+# which the batch is planned again; any other error that is not the store's absence is the fault of one of the events.
+Effects = Callable[[Any, Sequence[tuple[Document, Any]], AsyncExitStack], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +117,11 @@ class LetterUpdate:
 
 @dataclass(slots=True)
 class Writes:
-    """One transaction's worth. `queued` and `dequeued` are rows of `parked_events`; `unparked` are row ids."""
+    """One transaction's worth. `queued` and `dequeued` are rows of `parked_events`; `unparked` are row ids; `effects`
+    have the document of `inbox` that they belong to."""
 
     inbox: list[Document] = field(default_factory=list)
+    effects: list[tuple[Document, Any]] = field(default_factory=list)
     patients: list[PatientWrite] = field(default_factory=list)
     dead_letters: list[Document] = field(default_factory=list)
     letters: list[LetterUpdate] = field(default_factory=list)
@@ -119,7 +135,7 @@ class Writes:
 
 
 class Store:
-    """`inbox`, `patients` and the others are collection names in `database`."""
+    """`inbox`, `patients` and the others are collection names in `database`; `effects` carries out those of changes."""
 
     def __init__(
         self,
@@ -130,7 +146,9 @@ class Store:
         dead_letters: str = "dead_letters",
         parked_patients: str = "parked_patients",
         parked_events: str = "parked_events",
+        effects: Effects | None = None,
     ) -> None:
+        self._effects = effects
         self.database = database
         self._client: AsyncMongoClient[Document] = database.client
         self._inbox: AsyncCollection[Document] = database[inbox]
@@ -166,15 +184,20 @@ class Store:
         """Write all or nothing, majority-committed when this returns.
 
         Raises `Moved` (an event is already in the inbox, or a patient's row changed: nothing was written),
-        `BatchRefused` (nothing was written), or `StoreAway` (a commit may have happened or not).
+        `BatchRefused` (nothing was written), or `StoreAway` (a commit may have happened or not). Raises
+        `EffectsNotSupported`.
         """
         with translated():
             async with (
+                AsyncExitStack() as ended,
                 self._client.start_session() as session,
                 await session.start_transaction(
                     read_concern=ReadConcern("majority"), write_concern=WriteConcern("majority", j=True)
                 ),
             ):
+                # First, so that what they wait for is no time for which rows of the transaction are held, and what
+                # they read is not older than that.
+                await carried_out(self._effects, session, writes, ended)
                 if writes.inbox:
                     await self._inbox.insert_many(writes.inbox, ordered=False, session=session)
                 if writes.patients:
@@ -224,6 +247,21 @@ class Store:
         result = await self._patients.bulk_write(operations, ordered=False, session=session)
         if result.matched_count != expected:
             raise Moved
+
+
+async def carried_out(effects: Effects | None, session: Any, writes: Writes, ended: AsyncExitStack) -> None:
+    """Carry out the effects. Raises what `write` raises, or PyMongoError for `translated`."""
+    if not writes.effects:
+        return
+    if effects is None:
+        raise EffectsNotSupported("a handler returned a Change with effects: give its Store(effects=...)")
+    try:
+        await effects(session, writes.effects, ended)
+    except (Moved, BatchRefused, PauseConsumption, PyMongoError):
+        raise
+    except Exception as error:
+        # As a handler that fails: by splitting the batch it is found whose it is, and that event alone waits.
+        raise BatchRefused(f"effects: {type(error).__name__}") from error
 
 
 def message_from_document(row: Mapping[str, Any]) -> Message:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -24,11 +25,13 @@ from carebus_common.consumer.letters import letter_id
 from carebus_common.consumer.parked_store import ControlRow, ParkedStore, Request, asked_of
 from carebus_common.consumer.rows import ParkedPatient, PatientRow
 from carebus_common.consumer.store import (
+    Effects,
     InboxRow,
     Moved,
     PatientWrite,
     Store,
     Writes,
+    carried_out,
     message_from_document,
     patient_document,
     patient_from_document,
@@ -102,6 +105,10 @@ class Memory:
     def put(self, collection: str, row: Mapping[str, Any]) -> None:
         self[collection][row["_id"]] = stored(row)
 
+    def update(self, other: Memory) -> None:
+        for collection, rows in other._collections.items():
+            self[collection].update(rows)
+
 
 def stored(row: Mapping[str, Any]) -> Document:
     """A copy of the row as it comes back. Raises what the driver raises for what no store can hold."""
@@ -109,10 +116,14 @@ def stored(row: Mapping[str, Any]) -> Document:
 
 
 class MemoryStore(Store):
-    """`Store` over a `Memory`; only a `write` can be left unsure."""
+    """`Store` over a `Memory`; only a `write` can be left unsure.
 
-    def __init__(self, memory: Memory) -> None:
+    In place of a session, `effects` is given a `Memory`: what is put there is put into `memory` with all else.
+    """
+
+    def __init__(self, memory: Memory, *, effects: Effects | None = None) -> None:
         self.memory = memory
+        self._effects = effects
 
     async def patient_rows(self, row_ids: Sequence[str]) -> dict[str, PatientRow]:
         return {
@@ -131,11 +142,14 @@ class MemoryStore(Store):
         if not await self.memory.line.there():
             raise StoreAway("away")
         with translated():
-            self._write(writes)
+            async with AsyncExitStack() as ended:
+                put = Memory()
+                await carried_out(self._effects, put, writes, ended)
+                self._write(writes, put)
         if not await self.memory.line.back():
             raise StoreAway("the outcome is unknown")
 
-    def _write(self, writes: Writes) -> None:
+    def _write(self, writes: Writes, put: Memory) -> None:
         memory = self.memory
         # All that may be refused comes first, so that nothing is undone.
         inbox = _new_rows(memory["inbox"], writes.inbox)
@@ -146,6 +160,7 @@ class MemoryStore(Store):
         letters = [stored(row) for row in writes.dead_letters]
         updates = [(update, stored(update.fields)) for update in writes.letters]
         parked = {patient.row_id: stored(patient.document()) for patient in writes.parked}
+        memory.update(put)
         memory["inbox"].update(inbox)
         memory["patients"].update(patients)
         for row in letters:
