@@ -41,6 +41,7 @@ import msgspec
 
 from carebus_claims.claim import Claim
 from carebus_common import metrics
+from carebus_common.http import Unhealthy
 from carebus_common.logging import get_logger
 from carebus_common.redis_aside import RedisAside, RedisAway
 
@@ -61,6 +62,8 @@ _LOCK_WAIT: Final = timedelta(milliseconds=100)
 _LOCK_POLL: Final = timedelta(milliseconds=5)
 # More than it takes every process to see that Redis is back: what one has to delete, no other reads before.
 _SETTLING: Final = timedelta(seconds=1)
+# A page of claims with hundreds of lines is read from the store each time: it would push out much else.
+_LARGEST: Final = 1024 * 1024
 _DELETED_AT_ONCE: Final = 1000
 _STAMP: Final = re.compile(rb"s[0-9a-f]{16}")
 _MARKED: Final = re.compile(rb"w[0-9a-f]{16}")
@@ -119,6 +122,13 @@ class ClaimsCache:
         """Whether all goes to the store, since Redis does not answer."""
         return self._redis.away
 
+    async def check(self) -> None:
+        """For `/health`: raises Unhealthy while Redis does not answer."""
+        try:
+            await self._redis.call(lambda: cast(Awaitable[Any], self._redis.client.ping()))
+        except RedisAway:
+            raise Unhealthy("away: all reads go to the store") from None
+
     async def claim(
         self, organization_id: str, claim_id: str, codec: Codec[T], load: Callable[[], Awaitable[T | None]]
     ) -> T | None:
@@ -137,17 +147,24 @@ class ClaimsCache:
         return cast(T, found)
 
     @asynccontextmanager
-    async def writing(self, organization_id: str, claim_ids: Iterable[str]) -> AsyncIterator[None]:
+    async def writing(self, organization_id: str, claim_ids: Collection[str]) -> AsyncIterator[None]:
         """Around every transaction that changes these claims or adds others; whether or not it succeeds."""
-        entries = [_claim(organization_id, claim_id) for claim_id in claim_ids]
-        stamps = [_lists_stamp(organization_id), *(entry.stamp for entry in entries)]
-        names = [*stamps, *(entry.name for entry in entries)]
-        await self._mark(stamps)
+        await self.before_write(organization_id, claim_ids)
         try:
             yield
         finally:
             # Although the request is cancelled: the transaction may be through.
-            await asyncio.shield(self._spawn(self._forget(stamps, names)))
+            await asyncio.shield(self._spawn(self.after_write(organization_id, claim_ids)))
+
+    async def before_write(self, organization_id: str, claim_ids: Collection[str]) -> None:
+        """Before the commit, for who cannot be around it: nothing of these claims is kept or believed for 30 s."""
+        await self._mark([_lists_stamp(organization_id), *(_claim(organization_id, each).stamp for each in claim_ids)])
+
+    async def after_write(self, organization_id: str, claim_ids: Collection[str]) -> None:
+        """After the commit: the 30 s are over. Without it nothing is wrong, only slower."""
+        entries = [_claim(organization_id, each) for each in claim_ids]
+        stamps = [_lists_stamp(organization_id), *(entry.stamp for entry in entries)]
+        await self._forget(stamps, [*stamps, *(entry.name for entry in entries)])
 
     async def close(self) -> None:
         """Wait for what is under way. Close Redis afterwards."""
@@ -245,7 +262,7 @@ class ClaimsCache:
 
     async def _store(self, entry: _Entry, stamp: bytes, value: bytes | None, *, locked: bool) -> None:
         async with self._redis.client.pipeline(transaction=False) as commands:
-            if value is not None:
+            if value is not None and len(value) <= _LARGEST:
                 commands.set(entry.name, self._sealed(entry, stamp, value), px=entry.kept)
             if locked:
                 commands.delete(f"{entry.name}:lock")

@@ -5,15 +5,17 @@ Methods take the verified caller. What the caller may not see raises NotFound, a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import partial
 from typing import Any, Final, cast
 from uuid import UUID, uuid4
 
 import msgspec
 
+from carebus_claims.cache import CLAIM, CLAIMS, ClaimsCache
 from carebus_claims.claim import Claim, Status, VersionConflict, amend, assign, move, new_claim, pay, shown
 from carebus_claims.claim_documents import Action, AuditEntry, ClaimChange, Origin
 from carebus_claims.claim_models import (
@@ -71,10 +73,21 @@ def data_of(value: Any) -> bytes:
 
 
 class ClaimService:
-    """`changed` is called after each write with the organization and the claims' ids."""
+    """`on_change` is called after each write with the organization and the claims' ids.
 
-    def __init__(self, store: ClaimStore, *, on_change: Callable[[str, list[str]], None] = lambda _o, _c: None) -> None:
+    What is only read may come from `cache`, which the store's writes must be around; what is to be changed is read
+    from the store.
+    """
+
+    def __init__(
+        self,
+        store: ClaimStore,
+        *,
+        cache: ClaimsCache | None = None,
+        on_change: Callable[[str, list[str]], None] = lambda _o, _c: None,
+    ) -> None:
         self._store = store
+        self._cache = cache
         self._on_change = on_change
 
     def tenant(self, caller: Caller) -> TenantClaims:
@@ -84,11 +97,20 @@ class ClaimService:
 
     async def get(self, request: Request, claim_id: str) -> Claim:
         scope_of(request.route, request.caller)
-        claim = await self.tenant(request.caller).get(claim_id)
-        return self._seen(request, claim)
+        load: Callable[[], Awaitable[Claim | None]] = partial(self.tenant(request.caller).get, claim_id)
+        if self._cache is None:
+            return self._seen(request, await load())
+        organization_id = request.caller.organization_id
+        found = await self._cache.claim(organization_id, claim_id, CLAIM, load)
+        return self._seen(request, found)
 
     async def page(self, request: Request, query: ClaimQuery, *, limit: int, after: Place | None) -> list[Claim]:
-        return await self.tenant(request.caller).page(query, limit=limit, after=after)
+        load = partial(self.tenant(request.caller).page, query, limit=limit, after=after)
+        # Claims by their ids are hardly asked for twice in the same company.
+        if self._cache is None or query.claim_ids:
+            return await load()
+        # With the scope, which is part of the query: who sees less has lists of their own.
+        return await self._cache.listing(request.caller.organization_id, repr((query, limit, after)), CLAIMS, load)
 
     async def audit(self, request: Request, claim_id: str, *, limit: int, after_seq: int) -> list[AuditEntry]:
         await self.get(request, claim_id)

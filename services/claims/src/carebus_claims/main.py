@@ -7,6 +7,7 @@ import asyncio
 from fastapi import APIRouter, FastAPI
 from pymongo.errors import PyMongoError
 
+from carebus_claims.cache import ClaimsCache
 from carebus_claims.change_feed import ChangeFeed
 from carebus_claims.claim_routes import claim_routes
 from carebus_claims.claim_service import ClaimService
@@ -27,6 +28,7 @@ from carebus_common.http.cursor import CursorCodec
 from carebus_common.http.server import run, serve
 from carebus_common.jwks import key_source
 from carebus_common.kafka import MAX_DEAD_LETTER_BYTES, Publisher
+from carebus_common.redis_aside import RedisAside, connect
 
 log = logging.get_logger("carebus_claims")
 
@@ -53,7 +55,12 @@ async def main(settings: Settings, stop: asyncio.Event | None = None) -> None:
     client = mongo.connect(settings, app_name="carebus-claims")
     database = client[settings.claims_database]
     repository = HistoryRepository(database, timeout=settings.read_timeout)
-    claims = ClaimStore(database, audit_key=settings.audit_key_bytes, timeout=settings.write_timeout)
+    redis = RedisAside(connect(settings.redis_url, settings.cache_timeout))
+    # Signed with the audit's key: who has that may write what they like anyway.
+    cache = ClaimsCache(redis, settings.audit_key_bytes)
+    claims = ClaimStore(
+        database, audit_key=settings.audit_key_bytes, timeout=settings.write_timeout, writing=cache.writing
+    )
     publisher = Publisher(
         settings.kafka_bootstrap,
         client_id="carebus-claims",
@@ -73,12 +80,12 @@ async def main(settings: Settings, stop: asyncio.Event | None = None) -> None:
     subscribe(broker, consumer)
 
     feed = ChangeFeed()
-    service = ClaimService(claims, on_change=lambda _organization, _claim_ids: relay.wake())
+    service = ClaimService(claims, cache=cache, on_change=lambda _organization, _claim_ids: relay.wake())
     operations = claims_operations(settings, database, consumer)
     routes = claim_routes(service, CursorCodec.of(settings, service="claims"), feed)
     app = create_api(settings, TokenVerifier(keys, settings), repository, routes, operations)
     checks = {"store": store_check(repository), "consumer": consumer_check(consumer)}
-    app.get("/health", include_in_schema=False)(health_route(checks))
+    app.get("/health", include_in_schema=False)(health_route(checks, asides={"cache": cache.check}))
 
     await keys.start()
     await publisher.start()
@@ -94,6 +101,8 @@ async def main(settings: Settings, stop: asyncio.Event | None = None) -> None:
     finally:
         await publisher.stop()
         await keys.stop()
+        await cache.close()
+        await redis.close()
         await client.close()
 
 

@@ -253,3 +253,22 @@ async def test_who_goes_away_takes_the_read_from_nobody_else(cache: ClaimsCache,
     loads.goes_on.set()
     assert await second == "as it was"
     assert loads.count == 1
+
+
+async def test_a_write_of_which_only_the_beginning_is_told_leaves_nothing_stale(
+    cache: ClaimsCache, other: ClaimsCache, org: str
+) -> None:
+    """As the consumer may do, whose transactions are of many organizations."""
+    loads = Loads()
+    await other.claim(org, "claim", TEXT, loads)
+    await other.listing(org, "query", TEXT, loads)
+    await cache.before_write(org, ["claim"])
+    assert await other.claim(org, "claim", TEXT, loads) == "as it was"
+    loads.value = "as it is"
+    assert await other.claim(org, "claim", TEXT, loads) == "as it is"
+    assert await other.listing(org, "query", TEXT, loads) == "as it is"
+    await cache.after_write(org, ["claim"])
+    before = loads.count
+    for _ in range(2):
+        assert await other.claim(org, "claim", TEXT, loads) == "as it is"
+    assert loads.count == before + 1, "it is kept again"

@@ -6,6 +6,7 @@ import asyncio
 import csv
 import io
 import json
+import secrets
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -18,6 +19,7 @@ import pytest
 import pytest_asyncio
 
 from carebus_claims.audit_trail import AuditTrail
+from carebus_claims.cache import ClaimsCache
 from carebus_claims.change_feed import ChangeFeed
 from carebus_claims.claim_exports import safe_cell
 from carebus_claims.claim_permissions import CLAIM_PERMISSIONS, Reach
@@ -30,6 +32,7 @@ from carebus_common.auth import ROLES, TokenVerifier
 from carebus_common.http import create_app, openapi
 from carebus_common.http.cursor import CursorCodec
 from carebus_common.jwks import key_source
+from carebus_common.redis_aside import RedisAside, connect
 from carebus_common.testing.tokens import Issuer
 from carebus_local.parts import StackUrls
 from carebus_local.testing import random_name
@@ -76,17 +79,22 @@ async def api(stack: StackUrls, issuer: Issuer, jwks: str) -> AsyncIterator[Api]
     settings = Settings(mongo_url=stack.mongo_url, jwks=jwks, claims_database=random_name("claims"))
     client = mongo.connect(settings, app_name="test")
     database = client[settings.claims_database]
-    store = ClaimStore(database, audit_key=KEY)
+    redis = RedisAside(connect(stack.redis_url, timedelta(seconds=2)))
+    # The organizations of all tests have the same names; what another test has kept is refused.
+    cache = ClaimsCache(redis, secrets.token_bytes())
+    store = ClaimStore(database, audit_key=KEY, writing=cache.writing)
     await store.create_indexes()
     keys = key_source(settings.jwks)
     await keys.start()
     feed = ChangeFeed()
     app = create_app(title="t", version="1", settings=settings, verifier=TokenVerifier(keys, settings))
-    app.include_router(claim_routes(ClaimService(store), CursorCodec.of(settings, service="claims"), feed))
+    app.include_router(claim_routes(ClaimService(store, cache=cache), CursorCodec.of(settings, service="claims"), feed))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://claims") as http:
         yield Api(http, issuer, database, app, feed)
     feed.close()
     await keys.stop()
+    await cache.close()
+    await redis.close()
     await client.drop_database(settings.claims_database)
     await client.close()
 
@@ -95,6 +103,29 @@ async def whole(api: Api) -> int:
     found = await AuditTrail(api.database, KEY).verify("org-a")
     assert found.faults == []
     return found.entries
+
+
+async def test_who_may_not_see_a_claim_does_not_see_it_in_the_cache_either(api: Api) -> None:
+    claim = await api.create(assignedProcessorId="u-7", providerId="dr-1")
+    path = f"/claims/{claim['claimId']}"
+    for _ in range(2):
+        for role, sub, organization, status in (
+            ("admin", "u-1", "org-a", 200),
+            ("processor", "u-7", "org-a", 200),
+            ("processor", "u-8", "org-a", 404),
+            ("provider", "dr-2", "org-a", 404),
+            ("admin", "u-1", "org-b", 404),
+        ):
+            got = await api.ask("GET", path, role=role, sub=sub, organization=organization)
+            assert got.status_code == status, (role, sub, organization)
+            listed = await api.ask("GET", "/claims", role=role, sub=sub, organization=organization)
+            assert len(listed.json()["data"]) == (status == 200), (role, sub, organization)
+    taken = await api.ask("POST", f"{path}/assign", {"processorId": "u-8"})
+    assert taken.status_code == 200
+    for sub, status in (("u-7", 404), ("u-8", 200)):
+        assert (await api.ask("GET", path, role="processor", sub=sub)).status_code == status
+        listed = await api.ask("GET", "/claims", role="processor", sub=sub)
+        assert len(listed.json()["data"]) == (status == 200)
 
 
 async def test_a_claim_goes_from_submission_to_payment_with_an_audit_of_each_step(api: Api) -> None:
