@@ -211,10 +211,8 @@ class TenantClaims:
 
         Raises VersionConflict or AlreadyExists, both with the `claim_ids` concerned, when nothing was written.
         """
-        changed = {change.after.claim_id for change in changes if change.before is not None}
-        around = self._writing(self.organization_id, changed) if changes else nullcontext()
         with in_time(self._timeout):
-            async with self._lock, around:
+            async with self._lock, self.around(changes):
                 for attempt in range(_TRIES):
                     if attempt:
                         await asyncio.sleep(random.random() * min(0.005 * 2**attempt, 0.5))  # noqa: S311
@@ -236,6 +234,14 @@ class TenantClaims:
                             raise
                 raise claim_writes.busy()
 
+    def around(self, changes: Sequence[ClaimChange]) -> AbstractAsyncContextManager[None]:
+        """What is entered before these changes are written, and left after the transaction has ended."""
+        if not changes:
+            return nullcontext()
+        # What is new was not known before, except that lists grow.
+        changed = {change.after.claim_id for change in changes if change.before is not None}
+        return self._writing(self.organization_id, changed)
+
     async def _write_once(self, changes: Sequence[ClaimChange], origin: Origin, answer: Answer | None) -> list[int]:
         async with self._database.client.start_session() as session:
             await session.start_transaction(
@@ -252,7 +258,7 @@ class TenantClaims:
             return seqs
 
     async def write_in(self, session: AsyncClientSession, changes: Sequence[ClaimChange], origin: Origin) -> list[int]:
-        """The same inside a transaction that somebody else begins and ends, and without trying again.
+        """The same inside a transaction that somebody else begins and ends, within `around`; without trying again.
 
         Raises `claim_writes.NotWritten`; the transaction is then to be aborted.
         """
