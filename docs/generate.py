@@ -41,8 +41,8 @@ from carebus_common.contracts.event import SCHEMA_VERSION, MedicalEvent
 from carebus_common.contracts.event_types import DATA_SCHEMAS
 from carebus_common.contracts.processed import ProcessedEvent
 from carebus_common.contracts.topics import CLAIMS_DLQ, EVENTS, EVENTS_DLQ, EVENTS_PROCESSED, TOPICS, TopicDefinition
-from carebus_common.http.app import openapi
 from carebus_common.http.cursor import CursorCodec
+from carebus_common.http.documentation import openapi, refusal_response
 from carebus_processor.operations import processor_operations
 from carebus_processor.status import EventStatus
 
@@ -302,6 +302,7 @@ def gateway_api() -> dict[str, Any]:
             known[method] = either(known[method], described)
         else:
             known[method] = described
+        known[method]["responses"] |= {str(status): refusal_response(status) for status in (502, 504)}
         for kind, named in apis()[upstream]["components"].items():
             merge(document["components"].setdefault(kind, {}), named)
     document["paths"]["/graphql"] = {"post": graphql_operation()}
@@ -340,6 +341,7 @@ def graphql_operation() -> dict[str, Any]:
             "extensions": {"type": ["object", "null"]},
         },
     }
+    envelope = {"$ref": "#/components/schemas/Error"}
     refusals = {
         "400": "No request, no query of this schema, or one too large.",
         "422": "A mutation, or a query that is not on the allow-list.",
@@ -353,13 +355,13 @@ def graphql_operation() -> dict[str, Any]:
         "responses": {
             "200": {"description": "What was asked for.", "content": {"application/json": {"schema": result}}},
             **{
-                status: {"description": text, "content": {"application/json": {"schema": result}}}
+                status: {
+                    "description": text,
+                    "content": {"application/json": {"schema": {"anyOf": [result, envelope]}}},
+                }
                 for status, text in refusals.items()
             },
-            "default": {
-                "description": "A refusal; `error.code` says which.",
-                "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
-            },
+            **{str(status): refusal_response(status) for status in (401, 403, 408, 413, 415, 431, 503)},
         },
     }
 

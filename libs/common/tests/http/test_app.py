@@ -494,5 +494,7 @@ def test_the_document_names_parameters_roles_and_refusals() -> None:
     assert document["components"]["securitySchemes"]["bearer"]["scheme"] == "bearer"
     for methods in document["paths"].values():
         for operation in methods.values():
-            assert "422" not in operation["responses"]
-            assert operation["responses"]["default"]["content"]["application/json"]["schema"]["$ref"].endswith("/Error")
+            refusals = {status: one for status, one in operation["responses"].items() if not status.startswith("2")}
+            assert refusals.keys() >= {"400", "401", "403", "431", "503"}
+            assert ("415" in refusals) == ("requestBody" in operation)
+            assert all("/Error" in str(refusal["content"]) for refusal in refusals.values())

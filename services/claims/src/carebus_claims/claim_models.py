@@ -12,6 +12,7 @@ from pydantic.alias_generators import to_camel
 
 from carebus_claims.claim import Line, Status
 from carebus_common.contracts.event import EventId, PatientId, Timestamp
+from carebus_common.http.numbers import WHOLE
 from carebus_common.http.query import Limit, QueryModel
 
 __all__ = [
@@ -53,11 +54,13 @@ Money = Annotated[
         examples=["136.80"],
     ),
 ]
-Id = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_encodable)]
-Text = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_encodable)]
-Reason = Annotated[str, Field(min_length=1, max_length=500), AfterValidator(_encodable)]
-Version = Annotated[int, Field(ge=1, le=2**31 - 1, strict=True)]
-Units = Annotated[int, Field(ge=1, le=99_999, strict=True)]
+# As `_encodable` has it, for the document.
+_NO_NUL: Final[dict[str, Any]] = {"pattern": r"^[^\x00]*$"}
+Id = Annotated[str, Field(min_length=1, max_length=128, json_schema_extra=_NO_NUL), AfterValidator(_encodable)]
+Text = Annotated[str, Field(min_length=1, max_length=256, json_schema_extra=_NO_NUL), AfterValidator(_encodable)]
+Reason = Annotated[str, Field(min_length=1, max_length=500, json_schema_extra=_NO_NUL), AfterValidator(_encodable)]
+Version = Annotated[int, Field(ge=1, le=2**31 - 1), WHOLE]
+Units = Annotated[int, Field(ge=1, le=99_999), WHOLE]
 StatusText = Literal["submitted", "under_review", "pending", "approved", "denied", "paid"]
 Decision = Literal["under_review", "pending", "approved", "denied"]
 
@@ -162,13 +165,25 @@ class BulkUpdateBody(_Body):
     updates: Updates
 
 
+_UUID: Final = "[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
+_STATUS: Final = "|".join(Status)
+
+
 class ClaimFilter(QueryModel):
     """Which claims; a range includes its lower bound, `maxTotal` itself too."""
 
     claim_id: str | None = Field(
-        default=None, max_length=200 * 37, description="Up to 200 ids, joined by commas; unknown ones are left out."
+        default=None,
+        max_length=200 * 37,
+        description="Up to 200 ids, joined by commas; unknown ones are left out.",
+        json_schema_extra={"pattern": f"^{_UUID}(,{_UUID}){{0,199}}$"},
     )
-    status: str | None = Field(default=None, max_length=100, description="One or more, joined by commas.")
+    status: str | None = Field(
+        default=None,
+        max_length=100,
+        description="One or more, joined by commas.",
+        json_schema_extra={"pattern": f"^({_STATUS})(,({_STATUS}))*$"},
+    )
     patient_id: Id | None = None
     provider_id: Id | None = None
     assigned_processor_id: Id | None = None

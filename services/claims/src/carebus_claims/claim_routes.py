@@ -44,6 +44,7 @@ from carebus_common.contracts.event import EventId
 from carebus_common.errors import InvalidRequest
 from carebus_common.http import Data, Page, request_id_of
 from carebus_common.http.cursor import CursorCodec
+from carebus_common.http.documentation import refusals
 
 __all__ = ["claim_routes"]
 
@@ -71,7 +72,11 @@ def claim_routes(service: ClaimService, cursors: CursorCodec, feed: ChangeFeed) 
 
 def _add_bulk(router: APIRouter, service: ClaimService) -> None:
     @router.post(
-        "/claims/bulk", summary="Create many claims", response_model=Data[ClaimBulkView], openapi_extra=BULK_HEADERS
+        "/claims/bulk",
+        summary="Create many claims",
+        response_model=Data[ClaimBulkView],
+        openapi_extra=BULK_HEADERS,
+        responses=refusals(409, 422),
     )
     async def create_claims(
         http: HttpRequest, body: BulkCreateBody, caller: Annotated[Caller, _admits("POST /claims/bulk")]
@@ -84,7 +89,11 @@ def _add_bulk(router: APIRouter, service: ClaimService) -> None:
         return await once(service, http, caller, "POST /claims/bulk", run)
 
     @router.patch(
-        "/claims/bulk", summary="Change many claims", response_model=Data[ClaimBulkView], openapi_extra=BULK_HEADERS
+        "/claims/bulk",
+        summary="Change many claims",
+        response_model=Data[ClaimBulkView],
+        openapi_extra=BULK_HEADERS,
+        responses=refusals(409, 422),
     )
     async def update_claims(
         http: HttpRequest, body: BulkUpdateBody, caller: Annotated[Caller, _admits("PATCH /claims/bulk")]
@@ -224,7 +233,12 @@ def _add_reading(router: APIRouter, service: ClaimService, cursors: CursorCodec)
 
 def _add_writing(router: APIRouter, service: ClaimService) -> None:
     @router.post(
-        "/claims", status_code=201, summary="Create a claim", response_model=Data[ClaimView], openapi_extra=BULK_HEADERS
+        "/claims",
+        status_code=201,
+        summary="Create a claim",
+        response_model=Data[ClaimView],
+        openapi_extra=BULK_HEADERS,
+        responses=refusals(409, 422),
     )
     async def create_claim(
         http: HttpRequest, body: ClaimBody, caller: Annotated[Caller, _admits("POST /claims")]
@@ -237,6 +251,7 @@ def _add_writing(router: APIRouter, service: ClaimService) -> None:
         summary="Change a claim",
         response_model=Data[ClaimView],
         openapi_extra=WRITE_HEADERS,
+        responses=refusals(409, 422),
     )
     async def patch_claim(
         http: HttpRequest,
@@ -259,6 +274,7 @@ def _add_writing(router: APIRouter, service: ClaimService) -> None:
         summary="Move a claim to its next status",
         response_model=Data[ClaimView],
         openapi_extra=WRITE_HEADERS,
+        responses=refusals(409, 422),
     )
     async def set_status(
         http: HttpRequest,
@@ -282,6 +298,7 @@ def _add_writing(router: APIRouter, service: ClaimService) -> None:
         summary="Assign a claim",
         response_model=Data[ClaimView],
         openapi_extra=WRITE_HEADERS,
+        responses=refusals(409, 422),
     )
     async def assign_claim(
         http: HttpRequest,
@@ -309,6 +326,7 @@ def _add_writing(router: APIRouter, service: ClaimService) -> None:
         summary="Enter a claim's payment",
         response_model=Data[ClaimView],
         openapi_extra=WRITE_HEADERS,
+        responses=refusals(409, 422),
     )
     async def pay_claim(
         http: HttpRequest,

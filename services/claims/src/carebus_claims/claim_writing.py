@@ -16,7 +16,7 @@ from carebus_claims.requests import Answer
 from carebus_common.auth import Caller
 from carebus_common.errors import InvalidRequest
 from carebus_common.http import request_id_of
-from carebus_common.http.idempotency_key import parse_key
+from carebus_common.http.idempotency_key import KEY_PATTERN, parse_key
 
 __all__ = ["BULK_HEADERS", "WRITE_HEADERS", "once", "version_of"]
 
@@ -27,7 +27,7 @@ _KEY = {
     "in": "header",
     "required": False,
     "description": "A repetition with the same key and content gets the first answer, for a day.",
-    "schema": {"type": "string", "minLength": 1, "maxLength": 255},
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": KEY_PATTERN},
 }
 _IF_MATCH = {
     "name": "If-Match",

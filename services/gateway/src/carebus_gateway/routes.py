@@ -17,7 +17,7 @@ UpstreamName = Literal["ingest", "processor", "claims"]
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """`upstreams` are asked in turn, until one knows the answer. `{id}` is one segment of a path, `{rest}` any.
+    """`upstreams` are asked in turn, until one knows the answer. `{id}` is one segment of a path.
 
     `streams`: its answer is passed on as it comes, for as long as it goes on.
     """
@@ -29,38 +29,67 @@ class Route:
     streams: bool = False
 
 
+# Of every service that consumes: `/ops/{service}` and one of these.
+_OPERATIONS: Final = (
+    ("GET", "/consumer"),
+    ("POST", "/consumer/resume"),
+    ("GET", "/topics/{id}/tail"),
+    ("GET", "/dead-letters"),
+    ("GET", "/dead-letters/summary"),
+    ("POST", "/dead-letters/redrive"),
+    ("POST", "/dead-letters/discard"),
+    ("GET", "/dead-letters/{id}"),
+    ("POST", "/dead-letters/{id}/reveal"),
+    ("POST", "/dead-letters/{id}/edit"),
+    ("GET", "/requests"),
+    ("GET", "/runs/{id}"),
+    ("GET", "/purges"),
+    ("POST", "/purges"),
+    ("POST", "/purges/{id}/approve"),
+    ("GET", "/audit"),
+)
+
+
+def _operations(service: UpstreamName) -> tuple[Route, ...]:
+    return tuple(Route(method, f"/ops/{service}{path}", (service,), "operations") for method, path in _OPERATIONS)
+
+
+# Every operation by itself: nothing passes that the document does not show, and `Allow` is the path's own.
 ROUTES: Final = (
     Route("POST", "/events", ("ingest",), "event"),
     Route("POST", "/events/batch", ("ingest",), "batch"),
     # Claims has an event once it is processed; until then the processor knows where it is.
     Route("GET", "/events/{id}", ("claims", "processor"), "status"),
     Route("GET", "/patients", ("claims",), "patients"),
-    Route("GET", "/patients/{rest}", ("claims",), "patients"),
+    Route("GET", "/patients/{id}", ("claims",), "patients"),
+    Route("GET", "/patients/{id}/history", ("claims",), "patients"),
     Route("GET", "/claims", ("claims",), "claims"),
     Route("POST", "/claims", ("claims",), "claims"),
     Route("POST", "/claims/bulk", ("claims",), "claims-batch"),
     Route("PATCH", "/claims/bulk", ("claims",), "claims-batch"),
     Route("GET", "/claims/changes", ("claims",), "claims", streams=True),
     Route("GET", "/claims/export", ("claims",), "claims", streams=True),
-    Route("GET", "/claims/{rest}", ("claims",), "claims"),
-    Route("POST", "/claims/{rest}", ("claims",), "claims"),
-    Route("PATCH", "/claims/{rest}", ("claims",), "claims"),
-    Route("GET", "/ops/processor/{rest}", ("processor",), "operations"),
-    Route("POST", "/ops/processor/{rest}", ("processor",), "operations"),
-    Route("GET", "/ops/claims/{rest}", ("claims",), "operations"),
-    Route("POST", "/ops/claims/{rest}", ("claims",), "operations"),
+    Route("GET", "/claims/dashboard", ("claims",), "claims"),
+    Route("GET", "/claims/{id}", ("claims",), "claims"),
+    Route("PATCH", "/claims/{id}", ("claims",), "claims"),
+    Route("POST", "/claims/{id}/assign", ("claims",), "claims"),
+    Route("POST", "/claims/{id}/status", ("claims",), "claims"),
+    Route("POST", "/claims/{id}/payment", ("claims",), "claims"),
+    Route("GET", "/claims/{id}/audit", ("claims",), "claims"),
+    *_operations("processor"),
+    *_operations("claims"),
 )
 
 _PATTERNS: Final = tuple(
-    (re.compile(route.path.replace("{id}", "[^/]+").replace("{rest}", ".+")), route) for route in ROUTES
+    (re.compile(route.path.replace("{id}", "[^/]+")), route) for route in ROUTES if "{" in route.path
 )
+_LITERAL: Final = {path: [route for route in ROUTES if route.path == path] for path in {route.path for route in ROUTES}}
 
 
 def find_route(method: str, path: str) -> Route:
     """The route of an undecoded path; HEAD goes the way of GET. Raises NotFound, MethodNotAllowed."""
-    matching = [route for pattern, route in _PATTERNS if pattern.fullmatch(path)]
     # `/events/batch` is a path of its own and not the id "batch", nor `/claims/export` that of a claim.
-    matching = [route for route in matching if "{" not in route.path] or matching
+    matching = _LITERAL.get(path) or [route for pattern, route in _PATTERNS if pattern.fullmatch(path)]
     for route in matching:
         if route.method == ("GET" if method == "HEAD" else method):
             return route

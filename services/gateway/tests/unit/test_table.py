@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from carebus_common.errors import InvalidRequest
+from carebus_common.errors import InvalidRequest, MethodNotAllowed, NotFound
 from carebus_gateway.headers import inbound, outbound
 from carebus_gateway.routes import ROUTES, find_route, timeout_of
 from carebus_gateway.settings import Settings
@@ -14,11 +14,41 @@ README = (Path(__file__).parents[2] / "README.md").read_text()
 
 def test_the_readme_prints_the_routes() -> None:
     settings = Settings(jwks="-")
-    for route in ROUTES:
+    operations = [route for route in ROUTES if route.path.startswith("/ops/")]
+    assert "| each operation of `/ops/processor` and `/ops/claims` in" in README
+    assert {(route.path.split("/")[2], route.upstreams, route.timeout) for route in operations} == {
+        (service, (service,), "operations") for service in ("processor", "claims")
+    }
+    for route in set(ROUTES) - set(operations):
         first, *others = route.upstreams
         goes = first + "".join(f"; where it does not know, the {other}" for other in others)
         patience = f"{timeout_of(route, settings).total_seconds():g} s" + (" each" if others else "")
         assert f"| `{route.method} {route.path}` | {goes} | {patience} |" in README
+
+
+def test_what_no_document_shows_goes_nowhere() -> None:
+    for path in (
+        "/",
+        "/patients/x/notes",
+        "/ops/processor",
+        "/ops/ingest/consumer",
+        "/ops/claims/consumer/",
+        "/claims//x",
+    ):
+        with pytest.raises(NotFound):
+            find_route("GET", path)
+
+
+def test_a_refused_method_tells_those_of_this_very_path() -> None:
+    for method, path, allowed in [
+        ("GET", "/events/batch", "POST"),
+        ("GET", "/ops/claims/dead-letters/redrive", "POST"),
+        ("DELETE", "/ops/claims/dead-letters/summary", "GET, HEAD"),
+        ("PUT", "/ops/claims/purges", "GET, HEAD, POST"),
+    ]:
+        with pytest.raises(MethodNotAllowed) as refused:
+            find_route(method, path)
+        assert refused.value.headers == {"Allow": allowed}
 
 
 def test_the_batch_is_no_event_id() -> None:

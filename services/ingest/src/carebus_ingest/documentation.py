@@ -13,16 +13,21 @@ from carebus_common.auth import Caller, current_caller
 from carebus_common.contracts.event import SubmittedEvent
 from carebus_common.http import Data
 from carebus_common.http.envelopes import Error, Problem
+from carebus_common.http.idempotency_key import KEY_PATTERN
 
 __all__ = ["described_routes"]
 
-_RETRY_AFTER: dict[str, Any] = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}}
-_LOCATION: dict[str, Any] = {"Location": {"description": "The status URL.", "schema": {"type": "string"}}}
+_RETRY_AFTER: dict[str, Any] = {
+    "Retry-After": {"description": "Seconds.", "required": True, "schema": {"type": "integer"}}
+}
+_LOCATION: dict[str, Any] = {
+    "Location": {"description": "The status URL.", "required": True, "schema": {"type": "string"}}
+}
 _REPLAYED: dict[str, Any] = {
     "Idempotency-Replayed": {"description": "`true` on a repetition.", "schema": {"type": "string"}}
 }
 _LIMITS: dict[str, Any] = {
-    name: {"description": meaning, "schema": {"type": "string"}}
+    name: {"description": meaning, "required": True, "schema": {"type": "string"}}
     for name, meaning in {
         "RateLimit-Limit": "What may be sent within a minute: events or bytes.",
         "RateLimit-Remaining": "What is left of it.",
@@ -71,13 +76,8 @@ Sender = Annotated[Caller, Security(current_caller, scopes=["event-sender"])]
 
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     400: {"model": Error, "description": "No strict JSON, or fields that break a rule: all of them are named."},
-    401: {"model": Error, "description": "No valid token."},
     403: {"model": Error, "description": "Not an event-sender."},
-    408: {"model": Error, "description": "The body stalled."},
-    413: {"model": Error, "description": "Too large."},
-    415: {"model": Error, "description": "Another media type, none, or another charset than UTF-8."},
     429: {"model": Error, "description": "Over the rate limit.", "headers": {**_RETRY_AFTER, **_LIMITS}},
-    431: {"model": Error, "description": "Headers too large."},
     503: {
         "model": Error,
         "description": "The broker does not acknowledge. The details hold the eventIds to repeat with.",
@@ -106,7 +106,12 @@ def described_routes() -> APIRouter:
         sender: Sender,
         idempotency_key: Annotated[
             str | None,
-            Header(min_length=1, max_length=255, description="Makes the eventId, and replays the receipt for a day."),
+            Header(
+                min_length=1,
+                max_length=255,
+                pattern=KEY_PATTERN,
+                description="Makes the eventId, and replays the receipt for a day.",
+            ),
         ] = None,
     ) -> Data[ReceiptView]:
         """202 once the broker has acknowledged the event; before that nothing, and after that it is not lost."""
@@ -121,7 +126,7 @@ def described_routes() -> APIRouter:
             207: {
                 "model": Data[list[Items]],
                 "description": "Some were rejected. `Retry-After` is there if repeating those may help.",
-                "headers": _RETRY_AFTER,
+                "headers": {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}},
             },
             **_REFUSALS,
         },

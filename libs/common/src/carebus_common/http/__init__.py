@@ -1,6 +1,7 @@
 """HTTP as every service speaks it: envelopes, request ids, limits, strict queries, cursors, the server."""
 
-from carebus_common.http.app import create_app, openapi
+from carebus_common.http.app import create_app
+from carebus_common.http.documentation import openapi
 from carebus_common.http.envelopes import Data, Page, PageInfo, error_response, json_response, send_response
 from carebus_common.http.guards import (
     check_content_length,

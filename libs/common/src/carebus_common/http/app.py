@@ -8,6 +8,7 @@ from typing import Any
 
 from fastapi import Depends, FastAPI
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import iter_route_contexts
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -41,7 +42,7 @@ from carebus_common.logging import get_logger
 from carebus_common.settings import HttpSettings
 from carebus_common.strict_json import parse_value
 
-__all__ = ["create_app", "openapi"]
+__all__ = ["create_app"]
 
 _log = get_logger(__name__)
 
@@ -71,8 +72,9 @@ def create_app(
         redirect_slashes=False,
         # Its spans carry paths and exceptions as they are, and both may name a patient.
         telemetry={"tracing": False, "metrics": False, "logs": False},
-        dependencies=[Depends(refuse_unknown_parameters)],
-        responses={"default": {"model": Error, "description": "A refusal; `error.code` says which."}},
+        dependencies=[Depends(_refuse_shadowed_paths), Depends(refuse_unknown_parameters)],
+        # Puts `Error` into the document, and keeps FastAPI from describing a 422 of its own; see `documentation`.
+        responses={"default": {"model": Error}},
     )
     app.state.verifier = verifier
     app.add_middleware(_Guard, settings=settings, media_types=tuple(media_types))
@@ -80,11 +82,6 @@ def create_app(
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     return app
-
-
-def openapi(app: FastAPI) -> dict[str, Any]:
-    """The OpenAPI document, for the generated docs; no app serves it."""
-    return app.openapi()
 
 
 class _Guard:
@@ -192,15 +189,39 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
         allow = {"Allow": ", ".join(_methods_of(request))}
         if request.method == "OPTIONS":
             return Response(status_code=204, headers=allow)
-        return _respond(request, MethodNotAllowed("This path does not know that method.", headers=allow))
+        return _respond(request, _method_not_allowed(allow))
     return _respond(request, refusal(error.status_code, dict(error.headers or {})))
+
+
+async def _refuse_shadowed_paths(request: Request) -> None:
+    """A path that routes name literally is theirs alone: `GET /claims/bulk` is not the claim "bulk".
+
+    Raises MethodNotAllowed.
+    """
+    if request.scope["path_params"] and request.scope["path"] in _literal_paths(request.app):
+        raise _method_not_allowed({"Allow": ", ".join(_methods_of(request))})
+
+
+def _method_not_allowed(allow: dict[str, str]) -> MethodNotAllowed:
+    return MethodNotAllowed("This path does not know that method.", headers=allow)
+
+
+def _literal_paths(app: FastAPI) -> dict[str, set[str]]:
+    """The methods of every path that has no parameter; the routes are all there before the first request is."""
+    known: dict[str, set[str]] | None = getattr(app.state, "literal_paths", None)
+    if known is None:
+        known = app.state.literal_paths = {}
+        for route in iter_route_contexts(app.routes):
+            if route.path is not None and "{" not in route.path:
+                known.setdefault(route.path, set()).update(route.methods or ())
+    return known
 
 
 def _methods_of(request: Request) -> list[str]:
     """Every method of the path: the framework's own `Allow` names those of the first route only."""
-    methods = ["OPTIONS"]
-    for method in ("GET", "POST", "PUT", "PATCH", "DELETE"):
-        scope = dict(request.scope, method=method)
-        if any(route.matches(scope)[0] is Match.FULL for route in request.app.routes):
-            methods += ["GET", "HEAD"] if method == "GET" else [method]
-    return sorted(methods)
+    methods = _literal_paths(request.app).get(request.scope["path"])
+    if methods is None:
+        scopes = [dict(request.scope, method=method) for method in ("GET", "POST", "PUT", "PATCH", "DELETE")]
+        routes = request.app.routes
+        methods = {scope["method"] for scope in scopes if any(one.matches(scope)[0] is Match.FULL for one in routes)}
+    return sorted(methods | {"OPTIONS"} | ({"HEAD"} if "GET" in methods else set()))

@@ -7,12 +7,14 @@ from typing import Final
 
 from carebus_common.errors import InvalidRequest
 
-__all__ = ["parse_key"]
+__all__ = ["KEY_PATTERN", "parse_key"]
 
 # A structured field string (RFC 8941, 3.3.3), or the bare characters that most senders write.
 _QUOTED: Final = re.compile(rb'"((?:[\x20-\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"')
 _BARE: Final = re.compile(rb"[\x21\x23-\x7e][\x20-\x7e]*")
 _MAX_LENGTH: Final = 255
+# The same for documents.
+KEY_PATTERN: Final = r'^(?:"(?:[ !#-\[\]-~]|\\["\\])+"|[!#-~][ -~]*)$'
 
 
 def parse_key(value: bytes | None) -> str | None:

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from carebus_common.consumer.change import PatientEvent
 from carebus_common.errors import NotAllowed
 from carebus_common.http import Data, Page, PageInfo
+from carebus_common.http.documentation import refusals
 from carebus_common.http.envelopes import problems_of
 from carebus_common.logging import get_logger
 from carebus_common.ops.audit import audit_row
@@ -136,7 +137,11 @@ def _add_deciding(router: APIRouter, operations: Operations) -> None:
         log.info("ops-dead-letter-revealed", ops=operations.service, actor=scope.actor, dead_letter=dead_letter_id)
         return Data(data=revealed_view(row))
 
-    @router.post("/dead-letters/{dead_letter_id:segment}/edit", summary="Edit a dead letter and redrive it")
+    @router.post(
+        "/dead-letters/{dead_letter_id:segment}/edit",
+        summary="Edit a dead letter and redrive it",
+        responses=refusals(409, 422),
+    )
     async def edit_dead_letter(
         dead_letter_id: LetterIdInPath, body: EditBody, caller: OperatorPhi, request_id: RequestId
     ) -> Data[DeadLetterView]:

@@ -6,10 +6,11 @@ from datetime import datetime
 from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StrictInt
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool
 from pydantic.alias_generators import to_camel
 
 from carebus_common.contracts.event import EventType, Timestamp
+from carebus_common.http.numbers import WHOLE
 from carebus_common.http.query import Limit, QueryModel
 
 __all__ = [
@@ -50,7 +51,9 @@ def _says_something(value: str) -> str:
 
 
 LetterId = Annotated[str, Field(pattern=LETTER_ID)]
-Reason = Annotated[str, Field(min_length=1, max_length=500), AfterValidator(_says_something)]
+Reason = Annotated[
+    str, Field(min_length=1, max_length=500, json_schema_extra={"pattern": r"\S"}), AfterValidator(_says_something)
+]
 Fingerprint = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 OrganizationId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Patient = Annotated[str, Field(min_length=1, max_length=128)]
@@ -120,6 +123,15 @@ class ApproveBody(_Body):
 class FilterBody(_Body):
     """Open dead letters by what they have in common; at least one field."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [
+                {"required": [name], "properties": {name: {"type": "string"}}}
+                for name in ("fingerprint", "type", "organizationId", "patient", "since", "until")
+            ]
+        }
+    )
+
     fingerprint: Fingerprint | None = None
     type: EventType | None = None
     organization_id: OrganizationId | None = None
@@ -131,12 +143,24 @@ class FilterBody(_Body):
 class ChooseBody(_Body):
     """Which dead letters to redrive or discard: `ids`, or a `filter` page by page. Nothing happens while `dryRun`."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {
+                    "required": ["ids"],
+                    "properties": {"ids": {"type": "array"}, "filter": {"type": "null"}, "cursor": {"type": "null"}},
+                },
+                {"required": ["filter"], "properties": {"filter": {"type": "object"}, "ids": {"type": "null"}}},
+            ]
+        }
+    )
+
     ids: Annotated[list[LetterId], Field(min_length=1, max_length=1000)] | None = None
     filter: FilterBody | None = None
     reason: Reason
     dry_run: StrictBool = True
     cursor: Cursor | None = Field(default=None, description="`next` of the answer before, with the same filter.")
-    limit: Annotated[StrictInt, Field(ge=1, le=20_000)] = 1000
+    limit: Annotated[int, Field(ge=1, le=20_000), WHOLE] = 1000
     run: Run = None
 
 

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Query
 
 from carebus_common.errors import InvalidRequest
 from carebus_common.http import Data, Page, PageInfo
+from carebus_common.http.documentation import refusals
 from carebus_common.logging import get_logger
 from carebus_common.ops.audit import audit_row
 from carebus_common.ops.models import ApproveBody, AuditEntry, AuditQuery, PurgeBody, PurgeView
@@ -44,7 +45,7 @@ def add_review_routes(router: APIRouter, operations: Operations) -> None:
             row = await operations.purges.request(scope, body.before, body.reason, audited)
         return Data(data=purge_view(row))
 
-    @router.post("/purges/{purge_id}/approve", summary="Approve a purge")
+    @router.post("/purges/{purge_id}/approve", summary="Approve a purge", responses=refusals(422))
     async def approve_purge(
         purge_id: UUID, caller: Operator, request_id: RequestId, body: ApproveBody | None = None
     ) -> Data[PurgeView]:
