@@ -25,7 +25,7 @@ WITH_DOTS := sh -c 'while sleep 1; do printf . >&2; done & dots=$$!; "$$@" >.too
 RUN_READY := .venv/.ready-to-run
 DEV_READY := .venv/.ready-to-develop
 
-.PHONY: help run test chaos lint types docs format clean
+.PHONY: help run test chaos fuzz lint types docs format clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r target text; do \
@@ -41,6 +41,9 @@ test: $(DEV_READY) ## Run all tests on real parts, three files at a time; ARGS="
 chaos: $(DEV_READY) ## Prove the promise while things break: SCALE=0.1 ONLY=1,6 SEED=42 PLANTED=1, see tests/chaos.
 	@.venv/bin/python -m tests.chaos $(if $(SCALE),--scale $(SCALE)) $(if $(ONLY),--only $(ONLY)) \
 		$(if $(SEED),--seed $(SEED)) $(if $(PLANTED),--planted) $(ARGS)
+
+fuzz: $(DEV_READY) ## Try every API at length against its document: EXAMPLES=1000 SEED=42, see tests/openapi.
+	@FUZZ_EXAMPLES=$(or $(EXAMPLES),1000) FUZZ_SEED=$(SEED) .venv/bin/pytest tests/openapi -rP $(ARGS)
 
 lint: $(DEV_READY) ## Check style and imports.
 	@.venv/bin/ruff check .
