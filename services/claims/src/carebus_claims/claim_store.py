@@ -212,7 +212,7 @@ class TenantClaims:
         Raises VersionConflict or AlreadyExists, both with the `claim_ids` concerned, when nothing was written.
         """
         with in_time(self._timeout):
-            async with self._lock, self.around(changes):
+            async with self.turn, self.around(changes):
                 for attempt in range(_TRIES):
                     if attempt:
                         await asyncio.sleep(random.random() * min(0.005 * 2**attempt, 0.5))  # noqa: S311
@@ -248,7 +248,7 @@ class TenantClaims:
                 read_concern=ReadConcern("snapshot"), write_concern=WriteConcern("majority", j=True)
             )
             try:
-                seqs = await self.write_in(session, changes, origin)
+                seqs = await self.write_in(session, [(change, origin) for change in changes])
                 if answer is not None:
                     await self.requests.answered(answer, session)
             except BaseException:
@@ -257,9 +257,15 @@ class TenantClaims:
             await claim_writes.commit(session)
             return seqs
 
-    async def write_in(self, session: AsyncClientSession, changes: Sequence[ClaimChange], origin: Origin) -> list[int]:
-        """The same inside a transaction that somebody else begins and ends, within `around`; without trying again.
+    async def write_in(self, session: AsyncClientSession, changes: Sequence[tuple[ClaimChange, Origin]]) -> list[int]:
+        """The same inside a transaction that somebody else begins and ends, and without trying again.
 
-        Raises `claim_writes.NotWritten`; the transaction is then to be aborted.
+        To be within `turn`, from before what is changed was read, and within `around` the changes, both until the
+        transaction has ended. Raises `claim_writes.NotWritten`; the transaction is then to be aborted.
         """
-        return await claim_writes.write(self._database, session, self.organization_id, changes, origin, self._audit_key)
+        return await claim_writes.write(self._database, session, self.organization_id, changes, self._audit_key)
+
+    @property
+    def turn(self) -> AbstractAsyncContextManager[None]:
+        """What one writer of this process has at a time."""
+        return self._lock

@@ -67,22 +67,21 @@ async def write(
     database: AsyncDatabase[Document],
     session: AsyncClientSession,
     organization_id: str,
-    changes: Sequence[ClaimChange],
-    origin: Origin,
+    changes: Sequence[tuple[ClaimChange, Origin]],
     key: bytes,
 ) -> list[int]:
-    """Write within the session's transaction; the changes' sequence numbers.
+    """Write within the session's transaction, each change as from its own origin; the changes' sequence numbers.
 
     Raises HeadMoved, Duplicate or Outdated, which are NotWritten, and PyMongoError.
     """
     if not changes:
         return []
     head = await database["claims_heads"].find_one({"_id": organization_id}, session=session)
-    await _write_claims(database, session, organization_id, changes)
+    await _write_claims(database, session, organization_id, [change for change, _ in changes])
     link = Link(head["seq"], head["hash"]) if head else Link()
     rows: list[Document] = []
     figures = flat(head.get("figures") if head else None)
-    for change in changes:
+    for change, origin in changes:
         row = audit_row(change, origin, link, key)
         link = Link(row["seq"], row["hash"])
         rows.append(row)

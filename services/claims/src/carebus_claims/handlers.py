@@ -1,4 +1,4 @@
-"""What a processed event means to claims: a line in the patient's history and the patient's summary.
+"""What a processed event means to claims: a line in the patient's history, the patient's summary, and claims that move.
 
 Pure: from the state before and the event to the rows after. The runtime writes them, both or neither.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from carebus_claims.claim_events import moving
 from carebus_common.consumer.change import Change, Delivery, State
 from carebus_common.contracts.event import canonical_type
 from carebus_common.contracts.processed import Flag, ProcessedEvent
@@ -29,11 +30,16 @@ def record_history(state: State | None, delivery: Delivery[ProcessedEvent]) -> C
     Row: `{type, canonicalType, ts, receivedAt, data, processing: {status, message, late, flags, processedAt},
     stay}`. State: `{stay, flags (newest first, at most 20), flagTotal, types: [{type, count}] (at most 200),
     otherTypes, eventTotal, lateTotal, oldestTs, newestTs, firstSeenAt, lastSeenAt}`; `firstSeenAt` and `lastSeenAt` are
-    times of receipt.
+    times of receipt. Effect: what the event is to the patient's claims (`claim_events`), if anything.
     """
     event = delivery.event
     stay = event.stay.model_dump(by_alias=True) if event.stay else None
-    return Change(row=_history_row(event, stay), state=_summary(state or {}, event, stay))
+    moves = moving(event, delivery.now)
+    return Change(
+        row=_history_row(event, stay),
+        state=_summary(state or {}, event, stay),
+        effects=() if moves is None else (moves,),
+    )
 
 
 def _history_row(event: ProcessedEvent, stay: Document | None) -> Document:

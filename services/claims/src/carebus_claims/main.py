@@ -9,6 +9,7 @@ from pymongo.errors import PyMongoError
 
 from carebus_claims.cache import ClaimsCache
 from carebus_claims.change_feed import ChangeFeed
+from carebus_claims.claim_effects import ClaimEffects
 from carebus_claims.claim_routes import claim_routes
 from carebus_claims.claim_service import ClaimService
 from carebus_claims.claim_store import ClaimStore
@@ -68,14 +69,14 @@ async def main(settings: Settings, stop: asyncio.Event | None = None) -> None:
         topics=[CLAIMS_DLQ.name, settings.claims_changes_topic],
         max_message_bytes=MAX_DEAD_LETTER_BYTES,
     )
+    relay = ChangeRelay(database, publisher, settings.claims_changes_topic)
     consumer = OrderedConsumer(
         subscription(settings),
-        Store(database, inbox=HISTORIES, patients=PATIENTS),
+        Store(database, inbox=HISTORIES, patients=PATIENTS, effects=ClaimEffects(claims, relay.wake)),
         publisher,
         limits=Limits(parked_events=settings.parked_events_limit),
         recorder=open_recorder(settings.notes_dir, settings.claims_group),
     )
-    relay = ChangeRelay(database, publisher, settings.claims_changes_topic)
     broker = kafka_broker(settings, client_id="carebus-claims")
     subscribe(broker, consumer)
 
