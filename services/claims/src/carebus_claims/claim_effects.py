@@ -11,8 +11,6 @@ from contextlib import AsyncExitStack
 from datetime import timedelta
 from typing import Any, Final
 
-from pymongo.asynchronous.client_session import AsyncClientSession
-
 from carebus_claims.claim import OPEN, Claim
 from carebus_claims.claim_documents import ClaimChange, Origin
 from carebus_claims.claim_events import MovingEvent, changes_of
@@ -34,9 +32,7 @@ class ClaimEffects:
         self._claims = claims
         self._moved = moved
 
-    async def __call__(
-        self, session: AsyncClientSession, effects: Sequence[tuple[Any, MovingEvent]], ended: AsyncExitStack
-    ) -> None:
+    async def __call__(self, session: Any, effects: Sequence[tuple[Any, MovingEvent]], ended: AsyncExitStack) -> None:
         """Raises Moved, PyMongoError."""
         organizations: dict[str, list[MovingEvent]] = {}
         for _, event in effects:
@@ -46,9 +42,7 @@ class ClaimEffects:
         for organization_id in sorted(organizations):
             await self._move(session, Tenant(organization_id), organizations[organization_id], ended)
 
-    async def _move(
-        self, session: AsyncClientSession, tenant: Tenant, events: Sequence[MovingEvent], ended: AsyncExitStack
-    ) -> None:
+    async def _move(self, session: Any, tenant: Tenant, events: Sequence[MovingEvent], ended: AsyncExitStack) -> None:
         claims = self._claims.of(tenant)
         async with AsyncExitStack() as turn:
             try:
