@@ -20,16 +20,16 @@ _log = get_logger(__name__)
 T = TypeVar("T")
 
 _PROBE_EVERY: Final = timedelta(seconds=0.5)
-# Beyond it, calls wait for a connection, within their timeout.
-_MAX_CONNECTIONS: Final = 32
 
 
 class RedisAway(Exception):
     """Redis did not answer; go on without it."""
 
 
-def connect(url: str, within: timedelta) -> Redis:
+def connect(url: str, within: timedelta, *, connections: int = 32) -> Redis:
     """A client that connects when used. Waiting for a connection, connecting and the answer may each take that long.
+
+    With fewer `connections` than calls at once, some wait for one, and one that waits for too long fails.
 
     Commands are not to be cancelled from outside instead: that leaves connections behind.
     """
@@ -38,7 +38,7 @@ def connect(url: str, within: timedelta) -> Redis:
         url,
         socket_timeout=seconds,
         socket_connect_timeout=seconds,
-        max_connections=_MAX_CONNECTIONS,
+        max_connections=connections,
         timeout=seconds,
         retry=Retry(NoBackoff(), 0),
     )

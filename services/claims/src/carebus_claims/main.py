@@ -56,7 +56,8 @@ async def main(settings: Settings, stop: asyncio.Event | None = None) -> None:
     client = mongo.connect(settings, app_name="carebus-claims")
     database = client[settings.claims_database]
     repository = HistoryRepository(database, timeout=settings.read_timeout)
-    redis = RedisAside(connect(settings.redis_url, settings.cache_timeout))
+    # Every read asks it: more than a saturated process has going at once, lest a queue be taken for an absence.
+    redis = RedisAside(connect(settings.redis_url, settings.cache_timeout, connections=256))
     # Signed with the audit's key: who has that may write what they like anyway.
     cache = ClaimsCache(redis, settings.audit_key_bytes)
     claims = ClaimStore(
