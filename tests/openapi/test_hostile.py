@@ -64,7 +64,7 @@ BAD_QUERIES: Final = [
     "limit=%2B5",
     "limit=5&limit=6",
     "status=paid,void",
-    "claimId=" + ",".join([str(uuid4())] * 201),
+    "claimId=" + ",".join(["4c9a9d6e-6f2b-4c53-9d0f-0d2c7c1d3a11"] * 201),
     "claimId=x",
     "from=2026-01-01",
     "from=2026-02-01T00:00:00Z&to=2026-01-01T00:00:00Z",
@@ -212,6 +212,17 @@ async def test_another_organizations_claim_does_not_exist_by_any_way(ours: Tenan
     # An id of theirs is no id of ours either: it is as free as any other.
     assert (await ours("POST", "/claims", {**GOOD, "claimId": claim_id})).status_code == 201
     assert (await theirs("GET", f"/claims/{claim_id}")).json()["data"] == secret
+
+
+async def test_an_external_id_that_is_taken_is_a_conflict_and_no_fault(ours: Tenant) -> None:
+    taken = random_name("ext")
+    await ours.claim(externalId=taken)
+    other = await ours.claim()
+    refused(await ours("POST", "/claims", {**GOOD, "externalId": taken}), 409)
+    refused(await ours("PATCH", f"/claims/{other['claimId']}", {"version": 1, "externalId": taken}), 409)
+    update = {"claimId": other["claimId"], "set": {"externalId": taken}}
+    answer = await ours("PATCH", "/claims/bulk", {"updates": [update]})
+    assert [result["status"] for result in answer.json()["data"]["results"]] == [409]
 
 
 async def test_cursors_serve_whom_and_what_they_were_made_for(ours: Tenant, theirs: Tenant) -> None:

@@ -170,21 +170,23 @@ async def version_conflict(
 async def already_exists(
     database: AsyncDatabase[Document], organization_id: str, changes: Sequence[ClaimChange]
 ) -> AlreadyExists | Unavailable:
-    """Which of the new claims exist already."""
-    new = [change.after for change in changes if change.before is None]
-    known = await _versions(database, [row_id(organization_id, claim.claim_id) for claim in new])
-    taken: set[str] = set()
-    external = sorted({claim.external_id for claim in new if claim.external_id is not None})
+    """Which of the new claims exist already, and which of all have another one's externalId. Asked after the abort."""
+    new = {row_id(organization_id, change.after.claim_id) for change in changes if change.before is None}
+    known = await _versions(database, sorted(new))
+    wanted = {row_id(organization_id, change.after.claim_id): change.after for change in changes}
+    external = sorted({claim.external_id for claim in wanted.values() if claim.external_id is not None})
+    holders: dict[str, str] = {}
     for begin in range(0, len(external), 64):
         where = {"organizationId": organization_id, "externalId": {"$in": external[begin : begin + 64]}}
         async for row in database["claims"].find(where, {"externalId": 1}):
-            taken.add(row["externalId"])
-    ids = [
-        claim.claim_id
-        for claim in new
-        if row_id(organization_id, claim.claim_id) in known or claim.external_id in taken
-    ]
-    return AlreadyExists(ids) if ids else busy()
+            holders[row["externalId"]] = row["_id"]
+    refused: list[str] = []
+    for own, claim in wanted.items():
+        # Of several changes that want one externalId, the first has it.
+        holder = own if claim.external_id is None else holders.setdefault(claim.external_id, own)
+        if own in known or holder != own:
+            refused.append(claim.claim_id)
+    return AlreadyExists(refused) if refused else busy()
 
 
 def busy() -> Unavailable:

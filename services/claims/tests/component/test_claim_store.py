@@ -159,6 +159,26 @@ async def test_a_claim_that_exists_is_not_created_again(claims: TenantClaims, da
     assert one.external_id == "x-1"
 
 
+async def test_a_claim_is_not_given_the_external_id_of_another_one(
+    claims: TenantClaims, database: mongo.Database
+) -> None:
+    _, one, two = await create(claims, claim(external_id="x-1"), claim(), claim())
+
+    def changes(*pairs: tuple[Claim, str]) -> list[ClaimChange]:
+        return [ClaimChange(before, amend(before, NOON, external_id=to), "updated") for before, to in pairs]
+
+    for attempt, refused in [
+        (changes((one, "x-1")), one),
+        (changes((one, "x-2"), (two, "x-2")), two),
+        (changes((one, "x-1"), (two, "x-2")), one),
+    ]:
+        with pytest.raises(AlreadyExists) as caught:
+            await claims.write(attempt, origin())
+        assert caught.value.claim_ids == {refused.claim_id}
+    assert await claims.get_many([one.claim_id, two.claim_id]) == {one.claim_id: one, two.claim_id: two}
+    assert await whole(database) == 3
+
+
 async def test_concurrent_writers_in_two_processes_keep_one_chain_and_exact_figures(
     database: mongo.Database,
 ) -> None:
