@@ -8,7 +8,6 @@ import io
 import json
 from collections.abc import AsyncIterator
 from typing import Any, Final
-from uuid import uuid4
 
 import httpx
 import pytest
