@@ -35,12 +35,13 @@ async def test_nothing_is_lost_repeated_or_reordered_while_services_are_killed(
     for name in ("processor", "claims", "processor-2", "ingest", "processor-3", "gateway"):
         await asyncio.sleep(rng.uniform(0.5, 1.5))
         processes.send(name, signal.SIGKILL)
-    await asyncio.sleep(1)
+    async with asyncio.timeout(60):
+        while sum(map(len, hospital.accepted.values())) <= 100:  # a busy machine takes fewer in the same time
+            await asyncio.sleep(0.1)
     sending = False
     await asyncio.gather(*senders)
     await processes.healthy()
     await hospital.all_processed(within=90)
-    assert sum(map(len, hospital.accepted.values())) > 100
 
 
 @pytest.mark.timeout(120)
