@@ -35,8 +35,8 @@ run: export CAREBUS_STARTED_AT := $(shell date +%s)
 run: $(RUN_READY) ## Start everything and stream a sample day; stays up until Ctrl-C, or with ONCE=1 ends with a verdict.
 	@exec .venv/bin/carebus demo $(if $(ONCE),--once) $(ARGS)
 
-test: $(DEV_READY) ## Run all tests on real parts, three files at a time; ARGS="-k name" for some.
-	@.venv/bin/pytest -n 3 --dist loadfile $(ARGS)
+test: $(DEV_READY) ## Run all tests on real parts, two files at a time; ARGS="-k name" for some.
+	@.venv/bin/pytest -n 2 --dist loadfile $(ARGS)
 
 chaos: $(DEV_READY) ## Prove the promise while things break: SCALE=0.1 ONLY=1,6 SEED=42 PLANTED=1, see tests/chaos.
 	@.venv/bin/python -m tests.chaos $(if $(SCALE),--scale $(SCALE)) $(if $(ONLY),--only $(ONLY)) \
